@@ -1,0 +1,1 @@
+"""Sources of frames, post-processing, metrics: everything around the network."""

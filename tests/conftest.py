@@ -1,0 +1,30 @@
+"""Fixtures shared by the whole suite."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of recorded answers and real clips that lies beside a checkout and is not part of it."""
+    folder = PROJECT.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is missing: recorded answers and real clips are kept beside the checkout, not in it")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def recipe(shared: Path) -> ModuleType:
+    """`shared/golden/recipe.py`: the weights that the recorded answers were made with."""
+    spec = importlib.util.spec_from_file_location("golden_recipe", shared / "golden" / "recipe.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
