@@ -1,0 +1,1 @@
+"""Image backbone: Hiera trunk and feature-pyramid neck."""

@@ -1,0 +1,101 @@
+"""Which frames the current one remembers: pure functions of frame numbers, and the two stores they look into.
+
+A *prompted* frame is one the user gave a click, box or mask on (upstream: conditioning frame), a *propagated* frame one
+that was tracked (upstream: non-conditioning frame). SAM 2, section 4, "Memory bank".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from sam2.modeling.outputs import FrameOutput
+from sam2.modeling.sam2_utils import select_closest_cond_frames
+
+
+class MemoryBank(NamedTuple):
+    """The frames of one object that may be remembered, by frame index."""
+
+    prompted: Mapping[int, FrameOutput]
+    propagated: Mapping[int, FrameOutput]
+
+
+class Remembered(NamedTuple):
+    """One remembered frame and how far back it counts."""
+
+    distance: int
+    output: FrameOutput
+
+
+class Selection(NamedTuple):
+    """The frames whose maps, and those whose object pointers, the current frame attends to, in memory order."""
+
+    maps: list[Remembered]  # distance: 0 for a prompted frame, else 1 (oldest slot) to num_maskmem - 1 (newest)
+    pointers: list[Remembered]  # distance in frames, signed for prompted frames where the model was trained so
+
+
+def memory_frames(frame_idx: int, num_maskmem: int, stride: int, reverse: bool) -> list[tuple[int, int]]:
+    """Frames whose maps fill the memory slots, oldest first, as (slot, frame index); some may not exist.
+
+    The newest slot holds the frame just before the current one (after it, in reverse), the others every `stride`-th
+    frame before that, on multiples of `stride`.
+    """
+    step = -1 if reverse else 1
+    frames = []
+    for slot in range(1, num_maskmem):
+        back = num_maskmem - slot
+        if back == 1:
+            frames.append((slot, frame_idx - step))
+        else:
+            # Mirrored in time, "the last multiple before" becomes "the first multiple after".
+            anchor = (step * frame_idx - 2) // stride * stride
+            frames.append((slot, step * (anchor - (back - 2) * stride)))
+    return frames
+
+
+def pointer_frames(frame_idx: int, num_frames: int, max_pointers: int, reverse: bool) -> list[tuple[int, int]]:
+    """Frames besides the prompted ones whose object pointers are read, nearest first, as (distance, frame index)."""
+    step = -1 if reverse else 1
+    nearby = [(distance, frame_idx - step * distance) for distance in range(1, max_pointers)]
+    return [(distance, t) for distance, t in nearby if 0 <= t < num_frames]
+
+
+class BankRules(NamedTuple):
+    """How a model reads its memory bank; the fields are the options of `SAM2Base` of the same meaning."""
+
+    num_maskmem: int
+    stride: int
+    max_prompted: int
+    max_pointers: int
+    signed_distance: bool
+    pointers_from_past_only: bool
+
+
+def select_memory(bank: MemoryBank, frame_idx: int, reverse: bool, num_frames: int, rules: BankRules) -> Selection:
+    """Choose what the frame `frame_idx` remembers.
+
+    Raises:
+        RuntimeError: the object was never prompted.
+    """
+    if not bank.prompted:
+        raise RuntimeError(f"frame {frame_idx} has no prompted frame to track from: add points, a box or a mask first")
+    prompted, others = select_closest_cond_frames(frame_idx, bank.prompted, rules.max_prompted)
+
+    def tracked(t: int) -> FrameOutput | None:
+        return bank.propagated.get(t, others.get(t))
+
+    maps = [Remembered(0, output) for output in prompted.values()]
+    for slot, t in memory_frames(frame_idx, rules.num_maskmem, rules.stride, reverse):
+        if (output := tracked(t)) is not None:
+            maps.append(Remembered(slot, output))
+
+    step = -1 if reverse else 1
+    pointers = []
+    for t, output in prompted.items():
+        elapsed = step * (frame_idx - t)
+        if elapsed >= 0 or not rules.pointers_from_past_only:
+            pointers.append(Remembered(elapsed if rules.signed_distance else abs(elapsed), output))
+    for distance, t in pointer_frames(frame_idx, num_frames, rules.max_pointers, reverse):
+        if (output := tracked(t)) is not None:
+            pointers.append(Remembered(distance, output))
+    return Selection(maps, pointers)

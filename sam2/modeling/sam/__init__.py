@@ -1,0 +1,1 @@
+"""Prompt encoder, two-way transformer and mask decoder."""
