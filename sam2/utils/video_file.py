@@ -1,0 +1,457 @@
+"""Exact, bounded random access to the frames of one video file, by OpenCV or, where that fails, by PyAV.
+
+Video codecs decode forward from key frames only. Two things make reading in any order exact and cheap here: every
+frame's timestamp is known, so that a seek is checked rather than trusted, and reading backward decodes a block of
+frames at once and serves it from its end.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import threading
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+logger = logging.getLogger(__name__)
+
+VIDEO_SUFFIXES = (
+    *(".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts"),
+    *(".wmv", ".flv", ".3gp", ".ogv", ".gif", ".y4m", ".h264", ".h265", ".hevc"),
+)
+
+_FAR = 64  # frames; skipping fewer than this is not worth a seek
+# Where a video is refreshed piecemeal instead of by key frames, the first frames after a seek may be wrong, and a seek
+# may lead past its aim. So seeks aim this many frames early (the second if the first leads too far), and the frames
+# that follow them at once are not used.
+_SEEK_MARGINS = (16, 80)
+_SETTLING = 8
+_SHORTEST_BLOCK, _LONGEST_BLOCK = 8, 256  # frames decoded at once when reading backward
+_ATTEMPTS_AFTER_END = 32  # OpenCV reports damage and the end alike, but goes on after damage
+
+
+class FrameReadError(ValueError):
+    """A frame, or the file that holds it, is damaged, cut short or of another size. The message names both."""
+
+
+class _DecodeFailure(Exception):
+    """A decoder cannot go on. `position` is the frame it could not give, None if it could not open the file."""
+
+    def __init__(self, reason: str, position: int | None = None) -> None:
+        super().__init__(reason)
+        self.position = position
+
+
+class _Decoder(Protocol):
+    """Steps forward through a file; `image` and `timestamp` belong to the frame last stepped to."""
+
+    title: str
+
+    def __init__(self, path: Path) -> None: ...
+
+    @property
+    def declared(self) -> int:
+        """How many frames the container speaks of: often exact, sometimes an estimate, 0 if unknown."""
+        ...
+
+    @property
+    def timestamp(self) -> float | None:
+        """Presentation time in the decoder's own unit."""
+        ...
+
+    def advance(self) -> bool:
+        """Step to the next frame without converting it. False at the end; raises `_DecodeFailure` on damage."""
+        ...
+
+    def image(self) -> np.ndarray:
+        """The current frame, (H, W, 3) uint8 RGB."""
+        ...
+
+    def seek(self, timestamp: float) -> None:
+        """Go to the neighbourhood of a timestamp; the next `advance` shows where that is."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class _OpenCvDecoder:
+    title = "OpenCV"
+
+    def __init__(self, path: Path) -> None:
+        import cv2
+
+        self._cv2 = cv2
+        # By name, because otherwise OpenCV takes some names for patterns of picture files.
+        self._capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+        if not self._capture.isOpened():
+            raise _DecodeFailure("cannot open it")
+
+    @property
+    def declared(self) -> int:
+        return max(0, int(self._capture.get(self._cv2.CAP_PROP_FRAME_COUNT)))
+
+    @property
+    def timestamp(self) -> float | None:
+        return self._capture.get(self._cv2.CAP_PROP_POS_MSEC)
+
+    def advance(self) -> bool:
+        if self._capture.grab():
+            return True
+        if any(self._capture.grab() for _ in range(_ATTEMPTS_AFTER_END)):
+            raise _DecodeFailure("damaged data")
+        return False
+
+    def image(self) -> np.ndarray:
+        decoded, bgr = self._capture.retrieve()
+        if not decoded:
+            raise _DecodeFailure("a frame without a picture")
+        return self._cv2.cvtColor(bgr, self._cv2.COLOR_BGR2RGB)
+
+    def seek(self, timestamp: float) -> None:
+        self._capture.set(self._cv2.CAP_PROP_POS_MSEC, timestamp)
+
+    def close(self) -> None:
+        self._capture.release()
+
+
+class _PyAvDecoder:
+    title = "PyAV"
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import av
+            import av.error
+        except ImportError as error:
+            raise _DecodeFailure("is not installed; pip install 'sam2[video]' adds it") from error
+        self._failure = av.error.FFmpegError
+        try:
+            self._container = av.open(str(path))
+        except self._failure as error:
+            raise _DecodeFailure(f"cannot open it ({error.strerror})") from error
+        if not self._container.streams.video:
+            self._container.close()
+            raise _DecodeFailure("finds no video in it")
+        self._stream = self._container.streams.video[0]
+        self._stream.thread_type = "AUTO"
+        self._frames: Iterator[av.VideoFrame] = self._container.decode(self._stream)
+        self._frame: av.VideoFrame | None = None
+
+    @property
+    def declared(self) -> int:
+        return self._stream.frames
+
+    @property
+    def timestamp(self) -> float | None:
+        return None if self._frame is None else self._frame.pts
+
+    def advance(self) -> bool:
+        try:
+            self._frame = next(self._frames, None)
+        except self._failure as error:
+            raise _DecodeFailure(f"damaged data ({error.strerror})") from error
+        return self._frame is not None
+
+    def image(self) -> np.ndarray:
+        assert self._frame is not None
+        picture = self._frame.to_ndarray(format="rgb24")
+        quarter_turns = round(getattr(self._frame, "rotation", 0) / 90)  # what OpenCV does by itself
+        return np.ascontiguousarray(np.rot90(picture, quarter_turns)) if quarter_turns else picture
+
+    def seek(self, timestamp: float) -> None:
+        try:
+            self._container.seek(int(timestamp), stream=self._stream)
+        except self._failure as error:
+            raise _DecodeFailure(f"cannot seek ({error.strerror})") from error
+        self._frames = self._container.decode(self._stream)
+
+    def close(self) -> None:
+        self._container.close()
+
+
+class _Scan(NamedTuple):
+    """What reading a file once from end to end tells."""
+
+    decoder: type[_Decoder]
+    timestamps: list[float | None]
+    declared: int
+    height: int
+    width: int
+
+
+class VideoFile:
+    """The frames of a video file, in any order.
+
+    Opening decodes the whole file once without converting a frame to RGB (about 1 ms per frame of 480p), because
+    containers only estimate how many frames there are; `len` is therefore exact and damage shows at once.
+
+    Reading forward decodes each frame once. Reading backward decodes blocks of up to `block_bytes` of frames, and at
+    least 8 frames: each block costs a seek to the key frame before it. Seeks are checked by timestamp; where a file
+    has no usable timestamps, decoding starts again from the first frame. `read` may be called from several threads.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, name: str | None = None, block_bytes: int = 128 * 2**20
+    ) -> None:
+        """Open and count.
+
+        Raises:
+            FrameReadError: neither OpenCV nor PyAV can read it, or it is damaged or cut short.
+        """
+        # Absolute, so that no part of a name is taken for a protocol.
+        self._path = Path(path).resolve()
+        self.name = self._path.name if name is None else name
+        scan = _scan_with_the_best_decoder(self._path, self.name)
+        self.height, self.width = scan.height, scan.width
+        self._decoder_type = scan.decoder
+        self._timestamps = scan.timestamps
+        self._positions = _positions_by_timestamp(scan.timestamps)
+        frame_bytes = 3 * scan.height * scan.width
+        self._block_length = min(max(block_bytes // frame_bytes, _SHORTEST_BLOCK), _LONGEST_BLOCK)
+        self._block: dict[int, np.ndarray] = {}
+        self._decoder: _Decoder | None = None
+        self._position = -1  # of the decoder; -1 is before the first frame
+        self._last = -1  # the frame last asked for
+        self._closed = False
+        self._lock = threading.Lock()
+        self._remove_file: weakref.finalize | None = None
+
+    @classmethod
+    def from_bytes(cls, data: bytes | bytearray | memoryview) -> VideoFile:
+        """Open a video held in memory; it lies in a temporary file until the source is closed or forgotten."""
+        handle, path = tempfile.mkstemp(prefix="sam2-video-")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+            video = cls(path, name="video bytes")
+        except BaseException:
+            os.unlink(path)
+            raise
+        video._remove_file = weakref.finalize(video, Path(path).unlink, missing_ok=True)
+        return video
+
+    def __len__(self) -> int:
+        return len(self._timestamps)
+
+    def read(self, index: int) -> np.ndarray:
+        """Decode a frame, 0 to len - 1, as (H, W, 3) uint8 RGB.
+
+        Raises:
+            IndexError: no such frame.
+            FrameReadError: the frame cannot be decoded or has another size.
+            ValueError: the source is closed.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.name} has frames 0 to {len(self) - 1}, got {index}")
+        with self._lock:
+            if self._closed:
+                raise ValueError(f"{self.name} is closed")
+            if index not in self._block:
+                walks_backward = 0 < self._last - index <= self._block_length
+                first = max(0, index - self._block_length + 1) if walks_backward else index
+                self._block.clear()
+                self._decode_block(first, index)
+            self._last = index
+            frame = self._block[index]
+            if len(self._block) == 1:
+                self._block.clear()
+            return frame
+
+    def close(self) -> None:
+        """Release the decoder and the file. Reading afterwards is an error."""
+        with self._lock:
+            self._closed = True
+            self._block.clear()
+            if self._decoder is not None:
+                self._decoder.close()
+                self._decoder = None
+        if self._remove_file is not None:
+            self._remove_file()
+
+    def _decode_block(self, first: int, last: int) -> None:
+        for index in range(first, last + 1):
+            try:
+                decoder = self._move_to(index)
+                frame = decoder.image()
+            except _DecodeFailure as failure:
+                self._forget_decoder()
+                raise FrameReadError(
+                    f"frame {index} of {self.name} cannot be decoded: {failure}; expected {len(self)} frames of "
+                    f"{self.width}x{self.height}"
+                ) from failure
+            if frame.shape[:2] != (self.height, self.width):
+                raise FrameReadError(
+                    f"frame {index} of {self.name} is {frame.shape[1]}x{frame.shape[0]}, "
+                    f"expected {self.width}x{self.height} as the first one"
+                )
+            self._block[index] = frame
+
+    def _move_to(self, index: int) -> _Decoder:
+        """A decoder whose current frame is `index`."""
+        if not 0 <= index - self._position <= _FAR and not self._seek(index):
+            self._forget_decoder()
+        decoder = self._advance_to(index)
+        if decoder.timestamp != self._timestamps[index]:
+            self._forget_decoder()
+            decoder = self._advance_to(index)
+        return decoder
+
+    def _advance_to(self, index: int) -> _Decoder:
+        decoder = self._opened()
+        while self._position < index:
+            if not decoder.advance():
+                raise _DecodeFailure("the file has become shorter since it was opened")
+            self._position += 1
+        return decoder
+
+    def _seek(self, index: int) -> bool:
+        """Try to put the decoder some frames before `index`, its position known from the timestamp found there."""
+        return any(self._land(index - margin, index - _SETTLING) for margin in _SEEK_MARGINS)
+
+    def _land(self, aim: int, latest: int) -> bool:
+        """Seek to `aim`; False where that is unknown or leads after `latest`."""
+        timestamp = self._timestamps[aim] if self._positions and aim >= 0 else None
+        if timestamp is None:
+            return False
+        decoder = self._opened()
+        try:
+            decoder.seek(timestamp)
+            if not decoder.advance() or decoder.timestamp is None:
+                return False
+        except _DecodeFailure:
+            logger.debug("seeking in %s failed", self.name, exc_info=True)
+            return False
+        self._position = self._positions.get(decoder.timestamp, -1)
+        return 0 <= self._position <= latest
+
+    def _opened(self) -> _Decoder:
+        if self._decoder is None:
+            self._decoder = self._decoder_type(self._path)
+            self._position = -1
+        return self._decoder
+
+    def _forget_decoder(self) -> None:
+        if self._decoder is not None:
+            self._decoder.close()
+        self._decoder = None
+        self._position = -1
+
+
+def _scan_with_the_best_decoder(path: Path, name: str) -> _Scan:
+    """OpenCV's answer, unless PyAV gives more frames; PyAV is asked when OpenCV fails or finds fewer than declared."""
+    best: _Scan | None = None
+    failures: list[str] = []
+    damage: _DecodeFailure | None = None
+    for decoder in (_OpenCvDecoder, _PyAvDecoder):
+        try:
+            scan = _scan(decoder, path)
+        except _DecodeFailure as failure:
+            failures.append(f"{decoder.title} {failure}")
+            damage = failure if failure.position else damage
+            continue
+        damage = None
+        if best is None or len(scan.timestamps) > len(best.timestamps):
+            best = scan
+        if len(scan.timestamps) >= scan.declared:
+            break
+    promised, size = promised_bytes(path), path.stat().st_size
+    if promised is not None and promised > size:
+        found = f"{len(best.timestamps)} frames can be decoded" if best is not None else "no frame can be decoded"
+        if best is not None and best.declared > len(best.timestamps):
+            found += f" and frame {len(best.timestamps)} is missing, expected {best.declared}"
+        raise FrameReadError(f"{name} is truncated: it has {size:,} of {promised:,} bytes; {found}")
+    if damage is not None:
+        raise FrameReadError(f"frame {damage.position} of {name} cannot be decoded ({'; '.join(failures)})") from damage
+    if best is None:
+        raise FrameReadError(f"{name} cannot be read as a video, or is cut short ({'; '.join(failures)})")
+    if len(best.timestamps) < best.declared:
+        count, declared = len(best.timestamps), best.declared
+        logger.warning("%s speaks of %d frames, %d can be decoded and are used", name, declared, count)
+    return best
+
+
+def _scan(decoder_type: type[_Decoder], path: Path) -> _Scan:
+    decoder = decoder_type(path)
+    timestamps: list[float | None] = []
+    try:
+        if not decoder.advance():
+            raise _DecodeFailure("finds no frame in it")
+        height, width = decoder.image().shape[:2]
+        timestamps.append(decoder.timestamp)
+        while decoder.advance():
+            timestamps.append(decoder.timestamp)
+        return _Scan(decoder_type, timestamps, decoder.declared, height, width)
+    except _DecodeFailure as failure:
+        raise _DecodeFailure(str(failure), len(timestamps)) from failure
+    finally:
+        decoder.close()
+
+
+def _positions_by_timestamp(timestamps: list[float | None]) -> dict[float, int]:
+    """Frame index by timestamp; empty where timestamps are missing or do not grow, and so identify no frame."""
+    known = [timestamp for timestamp in timestamps if timestamp is not None]
+    grows = all(before < after for before, after in zip(known, known[1:], strict=False))
+    if len(known) < len(timestamps) or not grows:
+        return {}
+    return {timestamp: index for index, timestamp in enumerate(known)}
+
+
+def promised_bytes(path: str | os.PathLike[str]) -> int | None:
+    """The length in bytes that a container says its file has; None where the format does not tell.
+
+    Knows MP4 / MOV (ISO 14496-12 boxes), AVI (RIFF) and Matroska / WebM (EBML). A file shorter than this is cut short.
+    """
+    size = Path(path).stat().st_size
+    with open(path, "rb") as file:
+        head = file.read(64)
+        if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
+            offset = 0
+            while offset < size:
+                file.seek(offset)
+                box = file.read(16)
+                length, kind = int.from_bytes(box[:4], "big"), box[4:8]
+                if length == 1:
+                    length = int.from_bytes(box[8:16], "big")
+                if length < 8:  # 0 says "to the end of the file"
+                    return None
+                offset += length
+                if offset > size and kind not in (b"mdat", b"moov", b"moof"):
+                    return None  # some cameras append data that are no boxes
+            return offset
+    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+        length = int.from_bytes(head[4:8], "little")
+        return None if length in (0, 0xFFFFFFFF) else length  # unfinished; some writers count the 8 bytes before too
+    if head[:4] == b"\x1a\x45\xdf\xa3":
+        return _matroska_bytes(head)
+    return None
+
+
+def _matroska_bytes(head: bytes) -> int | None:
+    """End of the segment that follows the EBML header; None if its length was left open, as in a live recording."""
+    header = _element_length(head, 4)
+    if header is None:
+        return None
+    start = header.start + header.length
+    segment = _element_length(head, start + 4)
+    if head[start : start + 4] != b"\x18\x53\x80\x67" or segment is None:
+        return None
+    return segment.start + segment.length
+
+
+class _Element(NamedTuple):
+    start: int  # of the payload
+    length: int
+
+
+def _element_length(head: bytes, offset: int) -> _Element | None:
+    """An EBML length: the leading zero bits of its first byte tell how many bytes follow; all ones means unknown."""
+    if offset >= len(head) or head[offset] == 0:
+        return None
+    width = 9 - head[offset].bit_length()
+    mask = (1 << 7 * width) - 1
+    value = int.from_bytes(head[offset : offset + width], "big") & mask
+    return None if value == mask or offset + width > len(head) else _Element(offset + width, value)
