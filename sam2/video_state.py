@@ -1,0 +1,181 @@
+"""What a video session knows: its frames, its objects, their prompts and results. Data and invariants, no network.
+
+Words: an output is *prompted* (the user gave a prompt on that frame; upstream: conditioning) or *propagated* (tracked;
+upstream: non-conditioning), and *pending* until the next propagation writes it to memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sam2.modeling.memory_bank import MemoryBank
+from sam2.modeling.outputs import FrameFeatures, FrameOutput, PointInputs
+from sam2.utils.frame_loader import FrameLoader
+
+ObjectId = Hashable
+
+
+@dataclass
+class ObjectTrack:
+    """One object: its prompts and its results, by frame index.
+
+    A frame's committed output is in `prompted` or in `propagated`, never in both after `commit_frame`.
+    """
+
+    points: dict[int, PointInputs] = field(default_factory=dict)
+    masks: dict[int, Tensor] = field(default_factory=dict)  # (1, 1, S, S), 0 or 1
+    prompted: dict[int, FrameOutput] = field(default_factory=dict)
+    propagated: dict[int, FrameOutput] = field(default_factory=dict)
+    pending_prompted: dict[int, FrameOutput] = field(default_factory=dict)
+    pending_propagated: dict[int, FrameOutput] = field(default_factory=dict)
+    tracked: dict[int, bool] = field(default_factory=dict)  # frames propagation passed, and whether in reverse
+
+    @property
+    def bank(self) -> MemoryBank:
+        """What the object remembers."""
+        return MemoryBank(self.prompted, self.propagated)
+
+    @property
+    def has_pending(self) -> bool:
+        """Whether prompts wait for the next propagation."""
+        return bool(self.pending_prompted or self.pending_propagated)
+
+    def prompt_frames(self) -> list[int]:
+        """Frames with a prompt, in order."""
+        return sorted({*self.points, *self.masks})
+
+    def latest_output(self, frame_idx: int, prompted: bool) -> FrameOutput | None:
+        """The newest output on a frame: the pending one of the given kind, else the committed one."""
+        # parity: a pending output of the other kind is not looked at.
+        pending = self.pending_prompted if prompted else self.pending_propagated
+        for store in (pending, self.prompted, self.propagated):
+            if frame_idx in store:
+                return store[frame_idx]
+        return None
+
+    def commit_frame(self, frame_idx: int, output: FrameOutput, prompted: bool) -> None:
+        """Let memory read an output from now on."""
+        (self.prompted if prompted else self.propagated)[frame_idx] = output
+        if prompted:
+            self.propagated.pop(frame_idx, None)
+
+    def forget_prompts(self, frame_idx: int) -> None:
+        """Take back a frame's prompts; what they answered stays as a propagated output."""
+        for store in (self.points, self.masks, self.pending_prompted, self.pending_propagated):
+            store.pop(frame_idx, None)
+        output = self.prompted.pop(frame_idx, None)
+        if output is not None:
+            self.propagated[frame_idx] = output
+            # The next prompt here is a first look again, as if the frame had not been tracked.
+            self.tracked.pop(frame_idx, None)
+
+    def forget_propagated(self, around: int, reach: int) -> None:
+        """Drop the propagated outputs up to `reach` frames from `around`, which itself is kept."""
+        for t in [t for t in self.propagated if t != around and abs(t - around) <= reach]:
+            del self.propagated[t]
+
+
+@dataclass
+class VideoState:
+    """A video session: the frames, and the objects in the order they were added, which is their order in every answer.
+
+    Reads like upstream's `inference_state` dict too: `state["video_height"]`, `state["obj_ids"]` and its other names.
+    """
+
+    frames: FrameLoader
+    device: torch.device
+    storage_device: torch.device
+    offload_video_to_cpu: bool = False
+    offload_state_to_cpu: bool = False
+    objects: dict[ObjectId, ObjectTrack] = field(default_factory=dict)
+    features: tuple[int, FrameFeatures] | None = None  # of the frame that was encoded last
+
+    @property
+    def num_frames(self) -> int:
+        """Length of the video."""
+        return len(self.frames)
+
+    @property
+    def video_height(self) -> int:
+        """Height of a frame, in pixels."""
+        return self.frames.height
+
+    @property
+    def video_width(self) -> int:
+        """Width of a frame, in pixels."""
+        return self.frames.width
+
+    @property
+    def obj_ids(self) -> list[ObjectId]:
+        """The objects' ids, in the order of every answer; a fresh list at every call."""
+        return list(self.objects)
+
+    def track(self, obj_id: ObjectId) -> ObjectTrack:
+        """The track of a known object. Raises ValueError for another id."""
+        if obj_id not in self.objects:
+            raise ValueError(f"obj_id {obj_id!r} is not in this session; its objects are {self.obj_ids}")
+        return self.objects[obj_id]
+
+    def check_frame(self, name: str, frame_idx: int) -> int:
+        """The frame index as an int. Raises ValueError where the video has no such frame."""
+        if isinstance(frame_idx, bool) or int(frame_idx) != frame_idx or not 0 <= frame_idx < self.num_frames:
+            raise ValueError(f"{name} must be a frame in [0, {self.num_frames - 1}], got {frame_idx!r}")
+        return int(frame_idx)
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in _UPSTREAM_NAMES:
+            raise KeyError(f"{name!r} is not part of the session state; it has {', '.join(_UPSTREAM_NAMES)}")
+        return _UPSTREAM_NAMES[name](self)
+
+    def __contains__(self, name: object) -> bool:
+        return name in _UPSTREAM_NAMES
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_UPSTREAM_NAMES)
+
+    def keys(self) -> list[str]:
+        """Upstream's names that can be read with `state[name]`."""
+        return list(_UPSTREAM_NAMES)
+
+
+def _per_object(state: VideoState, read: Any) -> dict[int, Any]:
+    return {index: read(track) for index, track in enumerate(state.objects.values())}
+
+
+_UPSTREAM_NAMES = {
+    "images": lambda s: s.frames,
+    "num_frames": lambda s: s.num_frames,
+    "offload_video_to_cpu": lambda s: s.offload_video_to_cpu,
+    "offload_state_to_cpu": lambda s: s.offload_state_to_cpu,
+    "video_height": lambda s: s.video_height,
+    "video_width": lambda s: s.video_width,
+    "device": lambda s: s.device,
+    "storage_device": lambda s: s.storage_device,
+    "obj_ids": lambda s: s.obj_ids,
+    "obj_id_to_idx": lambda s: {obj_id: i for i, obj_id in enumerate(s.objects)},
+    "obj_idx_to_id": lambda s: dict(enumerate(s.objects)),
+    "point_inputs_per_obj": lambda s: _per_object(
+        s, lambda track: {t: points._asdict() for t, points in track.points.items()}
+    ),
+    "mask_inputs_per_obj": lambda s: _per_object(s, lambda track: dict(track.masks)),
+    "output_dict_per_obj": lambda s: _per_object(
+        s, lambda track: {"cond_frame_outputs": track.prompted, "non_cond_frame_outputs": track.propagated}
+    ),
+    "temp_output_dict_per_obj": lambda s: _per_object(
+        s,
+        lambda track: {
+            "cond_frame_outputs": track.pending_prompted,
+            "non_cond_frame_outputs": track.pending_propagated,
+        },
+    ),
+    "frames_tracked_per_obj": lambda s: _per_object(
+        s, lambda track: {t: {"reverse": reverse} for t, reverse in track.tracked.items()}
+    ),
+    "cached_features": lambda s: {} if s.features is None else {s.features[0]: s.features[1]},
+    "constants": lambda s: {},
+}
