@@ -70,9 +70,10 @@ def run_sequence(predictor: Any, root: Any, name: str, output: Path, progress: A
 
 def run(args: argparse.Namespace) -> list[SequenceRun]:
     """Track all sequences that were asked for, and report frames, seconds and frames per second."""
+    from tqdm import tqdm
+
     from sam2.build_sam import build_sam2_video_predictor
     from sam2.utils.davis import DavisRoot
-    from tqdm import tqdm
 
     root = DavisRoot.open(args.davis_root)
     names = args.sequences or root.sequences(args.split)
@@ -107,9 +108,10 @@ def demo(args: argparse.Namespace) -> None:
     print(f"picture: {picture}")
 
 
-def save_strip(path: Path, frames: Sequence[np.ndarray], labels: Sequence[np.ndarray], columns: int = 4) -> None:
+def save_strip(path: Path, frames: np.ndarray, labels: Sequence[np.ndarray], columns: int = 4) -> None:
     """Eight frames of a clip with their masks, as one picture."""
     from PIL import Image
+
     from sam2.utils.video_io import overlay
 
     chosen = np.linspace(0, len(frames) - 1, 2 * columns).round().astype(int)

@@ -15,7 +15,7 @@ from iopath.common.file_io import HTTPURLHandler, PathManager
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from sam2.modeling.sam2_base import resolve_dtype
+from sam2.modeling.sam2_base import SAM2Base, resolve_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def build_sam2(
     config_file: Config = None, ckpt_path: str | Path | None = None, device: str | torch.device | None = None,
     mode: str = "eval", hydra_overrides_extra: Sequence[str] = (), apply_postprocessing: bool = True,
     *, dtype: str | torch.dtype | None = None, **kwargs: Any,
-) -> nn.Module:  # fmt: skip
+) -> SAM2Base:  # fmt: skip
     """Build the network for images.
 
     Args:
@@ -85,8 +85,8 @@ def build_sam2(
         TypeError: an unknown keyword. ValueError, FileNotFoundError: a config or checkpoint that is not there.
         RuntimeError: a checkpoint whose weights are not those of the config.
     """
-    overrides = [*(_STABLE_MASKS if apply_postprocessing else ()), *hydra_overrides_extra]
-    return _build(config_file, ckpt_path, device, mode, overrides, dtype, kwargs)
+    defaults = _STABLE_MASKS if apply_postprocessing else ()
+    return _build(config_file, ckpt_path, device, mode, defaults, hydra_overrides_extra, dtype, kwargs)
 
 
 def build_sam2_video_predictor(
@@ -103,17 +103,18 @@ def build_sam2_video_predictor(
 
     Other arguments and errors: as in `build_sam2`.
     """
-    overrides = ["++model._target_=sam2.sam2_video_predictor.SAM2VideoPredictor"]
+    defaults = ["++model._target_=sam2.sam2_video_predictor.SAM2VideoPredictor"]
     if vos_optimized:
-        overrides = [
+        defaults = [
             "++model._target_=sam2.sam2_video_predictor.SAM2VideoPredictorVOS",
             "++model.compile_image_encoder=True",
         ]
-    overrides += [*((*_STABLE_MASKS, *_CLEAN_VIDEO_MASKS) if apply_postprocessing else ()), *hydra_overrides_extra]
-    return _build(config_file, ckpt_path, device, mode, overrides, dtype, kwargs)
+    if apply_postprocessing:
+        defaults += [*_STABLE_MASKS, *_CLEAN_VIDEO_MASKS]
+    return _build(config_file, ckpt_path, device, mode, defaults, hydra_overrides_extra, dtype, kwargs)
 
 
-def build_sam2_hf(model_id: str, **kwargs: Any) -> nn.Module:
+def build_sam2_hf(model_id: str, **kwargs: Any) -> SAM2Base:
     """`build_sam2` from a Hugging Face id, a folder or a checkpoint file (see `find_pretrained`)."""
     config_file, checkpoint, kwargs = find_pretrained(model_id, kwargs)
     return build_sam2(config_file=config_file, ckpt_path=checkpoint, **kwargs)
@@ -127,8 +128,9 @@ def build_sam2_video_predictor_hf(model_id: str, **kwargs: Any) -> Any:
 
 def _build(
     config_file: Config, ckpt_path: str | Path | None, device: str | torch.device | None, mode: str,
-    overrides: Sequence[str], dtype: str | torch.dtype | None, unknown: Mapping[str, Any],
+    defaults: Sequence[str], extra: Sequence[str], dtype: str | torch.dtype | None, unknown: Mapping[str, Any],
 ) -> Any:  # fmt: skip
+    """Build what `defaults` and then the user's `extra` overrides make of a config; `unknown` keywords are an error."""
     if unknown:
         names = ", ".join(sorted(unknown))
         hint = "; the checkpoint's name is ckpt_path" if "checkpoint" in unknown else ""
@@ -136,7 +138,9 @@ def _build(
     if config_file is None:
         config_file = EMBEDDED.config_file
         ckpt_path = packaged_file("checkpoints", EMBEDDED.checkpoint) if ckpt_path is None else ckpt_path
-    config = apply_overrides(load_config(config_file), overrides)
+    if isinstance(extra, str):
+        raise TypeError(f"hydra_overrides_extra must be a list of strings, got the string {extra!r}")
+    config = apply_overrides(load_config(config_file), [*defaults, *extra])
     if "model" not in config:
         raise ValueError(f"config_file has no `model` section; its sections are {list(config)}")
     compute_dtype = resolve_dtype(dtype)
@@ -219,8 +223,6 @@ def apply_overrides(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     Raises:
         ValueError: a string that is no override, a missing key without `+`, or an existing one with a single `+`.
     """
-    if isinstance(overrides, str):
-        raise TypeError(f"hydra_overrides_extra must be a list of strings, got the string {overrides!r}")
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except Exception as error:  # the parser's error types differ between versions

@@ -42,8 +42,7 @@ class SAM2VideoPredictor(SAM2Base):
         add_all_frames_to_correct_as_cond: bool = False, **kwargs: Any,
     ) -> None:  # fmt: skip
         super().__init__(**kwargs)
-        self.fill_hole_area = fill_hole_area
-        self.non_overlap_masks = non_overlap_masks
+        self.fill_hole_area, self.non_overlap_masks = fill_hole_area, non_overlap_masks
         self.clear_non_cond_mem_around_input = clear_non_cond_mem_around_input
         self.add_all_frames_to_correct_as_cond = add_all_frames_to_correct_as_cond
 

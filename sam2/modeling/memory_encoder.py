@@ -5,6 +5,8 @@ Shapes: B objects, C channels, S the mask's side, h = w = S / 16.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -75,10 +77,7 @@ class Fuser(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same shape."""
-        x = self.proj(x)
-        for layer in self.layers:
-            x = layer(x)
-        return x
+        return functools.reduce(lambda fused, layer: layer(fused), self.layers, self.proj(x))
 
 
 class MemoryEncoder(nn.Module):

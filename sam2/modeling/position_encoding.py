@@ -153,9 +153,7 @@ def _rotate(x: Tensor, freqs_cis: Tensor) -> Tensor:
     return torch.view_as_real(turned).flatten(-2).type_as(x)
 
 
-def apply_rotary_enc(
-    xq: Tensor, xk: Tensor, freqs_cis: Tensor, repeat_freqs_k: bool = False
-) -> tuple[Tensor, Tensor]:
+def apply_rotary_enc(xq: Tensor, xk: Tensor, freqs_cis: Tensor, repeat_freqs_k: bool = False) -> tuple[Tensor, Tensor]:
     """Apply rotary encoding to queries (B, h, Nq, D) and keys (B, h, Nk, D).
 
     Args:

@@ -13,8 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sam2.modeling.backbones.image_encoder import ImageEncoder
 from sam2.modeling.compilation import compile_with_cloned_outputs
+from sam2.modeling.memory_attention import MemoryAttention
 from sam2.modeling.memory_bank import BankRules, MemoryBank, Remembered, select_memory
+from sam2.modeling.memory_encoder import MemoryEncoder
 from sam2.modeling.outputs import (
     EncodedMemory,
     FrameFeatures,
@@ -93,7 +96,7 @@ class SAM2Base(nn.Module):
 
     def __init__(
         self,
-        image_encoder: nn.Module, memory_attention: nn.Module, memory_encoder: nn.Module,
+        image_encoder: ImageEncoder, memory_attention: MemoryAttention, memory_encoder: MemoryEncoder,
         num_maskmem: int = 7, image_size: int = 512, backbone_stride: int = 16,
         sigmoid_scale_for_mem_enc: float = 1.0, sigmoid_bias_for_mem_enc: float = 0.0,
         binarize_mask_from_pts_for_mem_enc: bool = False, use_mask_input_as_output_without_sam: bool = False,
@@ -182,12 +185,11 @@ class SAM2Base(nn.Module):
             transformer_dim=dim,
             transformer=TwoWayTransformer(depth=2, embedding_dim=dim, num_heads=8, mlp_dim=2048),
             use_high_res_features=self.use_high_res_features_in_sam,
-            iou_prediction_use_sigmoid=self.iou_prediction_use_sigmoid,
-            pred_obj_scores=self.pred_obj_scores,
-            pred_obj_scores_mlp=self.pred_obj_scores_mlp,
             use_multimask_token_for_obj_ptr=self.use_multimask_token_for_obj_ptr,
+            pred_obj_scores=self.pred_obj_scores, pred_obj_scores_mlp=self.pred_obj_scores_mlp,
+            iou_prediction_use_sigmoid=self.iou_prediction_use_sigmoid,
             **(self.sam_mask_decoder_extra_args or {}),
-        )
+        )  # fmt: skip
         self.obj_ptr_proj: nn.Module = nn.Identity()
         if self.use_obj_ptrs_in_encoder:
             self.mask_downsample = nn.Conv2d(1, 1, kernel_size=4, stride=4)

@@ -108,9 +108,9 @@ class LayerNorm2d(nn.Module):
 
     def __init__(self, num_channels: int, eps: float = 1e-6) -> None:
         super().__init__()
+        self.eps = eps
         self.weight = nn.Parameter(torch.ones(num_channels))
         self.bias = nn.Parameter(torch.zeros(num_channels))
-        self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
         # The fused kernel wants channels last; the result is a permuted view, which convolutions take as it is.

@@ -7,16 +7,16 @@ from collections.abc import Iterable, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sam2.modeling.backbones.hieradet import Hiera
+
 
 class ImageEncoder(nn.Module):
     """Trunk and neck; the `scalp` coarsest maps are dropped."""
 
-    def __init__(self, trunk: nn.Module, neck: nn.Module, scalp: int = 0) -> None:
+    def __init__(self, trunk: Hiera, neck: FpnNeck, scalp: int = 0) -> None:
         super().__init__()
-        if list(trunk.channel_list) != list(neck.backbone_channel_list):
-            raise ValueError(
-                f"the neck expects trunk widths {list(neck.backbone_channel_list)}, got {list(trunk.channel_list)}"
-            )
+        if trunk.channel_list != neck.backbone_channel_list:
+            raise ValueError(f"the neck expects trunk widths {neck.backbone_channel_list}, got {trunk.channel_list}")
         self.trunk = trunk
         self.neck = neck
         self.scalp = scalp

@@ -5,6 +5,8 @@ Shapes: B prompts, P points, C channels, h x w the image embedding's grid.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -50,7 +52,8 @@ class PromptEncoder(nn.Module):
 
     def _embed_points(self, points: Tensor, labels: Tensor) -> Tensor:
         """Points (B, P, 2), (x, y) of a pixel's corner, and labels (B, P) in -1..3 -> (B, P, C)."""
-        kinds = torch.cat([self.not_a_point_embed.weight, *(e.weight for e in self.point_embeddings)])  # (5, C)
+        learned: list[Any] = [self.not_a_point_embed, *self.point_embeddings]
+        kinds = torch.cat([embedding.weight for embedding in learned])  # (5, C)
         places = self.pe_layer.forward_with_coords(points + 0.5, self.input_image_size)
         is_point = (labels != PADDING).unsqueeze(-1)
         return places * is_point + kinds[labels.long() + 1]

@@ -1,0 +1,118 @@
+"""Single layers, against hand-computed answers."""
+
+import math
+
+import pytest
+import torch
+
+from sam2.modeling.backbones.utils import window_partition, window_unpartition
+from sam2.modeling.position_encoding import PositionEmbeddingSine, apply_rotary_enc, compute_axial_cis
+from sam2.modeling.sam2_utils import (
+    MLP,
+    DropPath,
+    LayerNorm2d,
+    get_activation_fn,
+    get_next_point,
+    sample_box_points,
+    sample_random_points_from_errors,
+)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 13), (4, 21)])
+def test_windows_put_back_together_are_the_map(size):
+    x = torch.randn(2, *size, 3)
+    windows, padded = window_partition(x, 4)
+    assert windows.shape[1:] == (4, 4, 3)
+    torch.testing.assert_close(window_unpartition(windows, 4, padded, size), x)
+
+
+def test_layer_norm_works_on_the_channels_of_each_pixel():
+    x = torch.tensor([[1.0, 5.0], [3.0, 5.0]]).view(1, 2, 1, 2)
+    assert LayerNorm2d(2)(x).flatten().tolist() == pytest.approx([-1.0, 0.0, 1.0, 0.0], abs=1e-5)
+
+
+def test_mlp_ends_with_a_sigmoid_only_if_asked():
+    mlp = MLP(2, 4, 1, 3, sigmoid_output=True)
+    x = torch.randn(5, 2)
+    squashed = mlp(x)
+    mlp.sigmoid_output = False
+    torch.testing.assert_close(squashed, mlp(x).sigmoid())
+
+
+def test_drop_path_keeps_the_mean_and_rests_in_evaluation():
+    drop = DropPath(0.25).train()
+    x = torch.ones(4000, 1)
+    assert drop(x).unique().tolist() == [0.0, pytest.approx(1 / 0.75)]
+    assert drop(x).mean().item() == pytest.approx(1.0, abs=0.05)
+    assert drop.eval()(x) is x
+
+
+def test_unknown_activation_is_refused():
+    with pytest.raises(ValueError, match="relu, gelu, glu; got 'swish'"):
+        get_activation_fn("swish")
+
+
+def test_rotary_encoding_depends_on_relative_places_only():
+    q, k = torch.randn(1, 1, 1, 8), torch.randn(1, 1, 1, 8)
+    table = compute_axial_cis(8, end_x=4, end_y=4)
+
+    def score(a: int, b: int) -> float:
+        turned_q, _ = apply_rotary_enc(q, q, table[a : a + 1])
+        turned_k, _ = apply_rotary_enc(k, k, table[b : b + 1])
+        return (turned_q * turned_k).sum().item()
+
+    assert score(5, 0) == pytest.approx(score(15, 10), abs=1e-4)  # one row and one column apart, both times
+    assert score(5, 0) != pytest.approx(score(6, 0), abs=1e-4)
+
+
+def test_repeated_keys_are_turned_grid_by_grid():
+    q, k = torch.randn(1, 1, 4, 8), torch.randn(1, 1, 8, 8)
+    table = compute_axial_cis(8, end_x=2, end_y=2)
+    _, turned = apply_rotary_enc(q, k, table, repeat_freqs_k=True)
+    _, second = apply_rotary_enc(q, k[:, :, 4:], table)
+    torch.testing.assert_close(turned[:, :, 4:], second)
+
+
+def test_sine_encoding_starts_with_the_rows_waves():
+    encoding = PositionEmbeddingSine(4, normalize=True)(torch.zeros(2, 1, 2, 3))
+    assert encoding.shape == (2, 4, 2, 3)
+    full_turn = 2 * math.pi
+    assert encoding[0, 0, 0, 0].item() == pytest.approx(math.sin(full_turn / 2), abs=1e-5)  # row 1 of 2
+    assert encoding[0, 2, 0, 0].item() == pytest.approx(math.sin(full_turn / 3), abs=1e-5)  # column 1 of 3
+    assert encoding[0, 3, 0, 0].item() == pytest.approx(math.cos(full_turn / 3), abs=1e-5)
+
+
+def masks() -> tuple[torch.Tensor, torch.Tensor]:
+    truth, prediction = torch.zeros(1, 1, 20, 30, dtype=torch.bool), torch.zeros(1, 1, 20, 30, dtype=torch.bool)
+    truth[..., 4:15, 3:14] = True
+    prediction[..., 0:3, 20:24] = True
+    return truth, prediction
+
+
+def test_the_central_click_is_the_middle_of_the_larger_error():
+    truth, prediction = masks()
+    points, labels = get_next_point(truth, prediction, "center")
+    assert (points.tolist(), labels.tolist()) == ([[[8.0, 9.0]]], [[1]])
+    points, labels = get_next_point(prediction, truth, "center")
+    assert (points.tolist(), labels.tolist()) == ([[[8.0, 9.0]]], [[0]])
+
+
+def test_random_clicks_fall_on_errors_and_are_labelled_by_their_kind():
+    truth, prediction = masks()
+    points, labels = sample_random_points_from_errors(truth, prediction, num_pt=40)
+    for (x, y), label in zip(points[0].long().tolist(), labels[0].tolist(), strict=True):
+        assert (truth if label == 1 else prediction)[0, 0, y, x]
+    points, labels = sample_random_points_from_errors(truth, truth, num_pt=10)
+    assert labels.unique().tolist() == [0]
+    assert not any(truth[0, 0, y, x] for x, y in points[0].long().tolist())
+
+
+def test_box_prompts_are_the_corners_of_the_mask_with_bounded_noise():
+    truth, _ = masks()
+    exact, labels = sample_box_points(truth, noise=0.0)
+    assert exact.tolist() == [[[3.0, 4.0], [13.0, 14.0]]]
+    assert labels.tolist() == [[2, 3]]
+    torch.manual_seed(0)
+    for _ in range(20):
+        noisy, _ = sample_box_points(truth, noise=0.1)
+        assert (noisy - exact).abs().max() <= 1.0

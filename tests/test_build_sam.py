@@ -1,0 +1,360 @@
+"""Builders: configs by any name, Hydra left alone, weights loaded strictly, errors that say what to do."""
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from sam2 import build_sam
+from sam2.build_sam import (
+    HF_MODEL_ID_TO_FILENAMES,
+    apply_overrides,
+    build_sam2,
+    build_sam2_hf,
+    build_sam2_video_predictor,
+    find_config,
+    load_config,
+    load_weights,
+    packaged_file,
+)
+from sam2.modeling.sam2_base import SAM2Base
+from sam2.sam2_video_predictor import SAM2VideoPredictor, SAM2VideoPredictorVOS
+
+PROJECT = Path(__file__).resolve().parents[1]
+NANO = packaged_file("checkpoints", "sam2.1_hiera_nano.pt")
+SMALL = ["++model.image_size=64"]
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("tiny", "sam2.1/sam2.1_hiera_t.yaml"),
+        ("base_plus", "sam2.1/sam2.1_hiera_b+.yaml"),
+        ("sam2.1_hiera_l", "sam2.1/sam2.1_hiera_l.yaml"),
+        ("sam2_hiera_small", "sam2/sam2_hiera_s.yaml"),
+        ("configs/sam2/sam2_hiera_b+.yaml", "sam2/sam2_hiera_b+.yaml"),
+        ("configs/sam2.1/sam2.1_hiera_s", "sam2.1/sam2.1_hiera_s.yaml"),
+        ("sam2.1/sam2.1_hiera_nano.yaml", "sam2.1/sam2.1_hiera_nano.yaml"),
+    ],
+)
+def test_configs_are_found_by_short_name_and_by_upstreams_path(name, file):
+    assert find_config(name) == packaged_file("configs", file)
+
+
+def test_a_config_may_be_an_absolute_path_a_dict_or_an_omegaconf():
+    by_path = load_config(str(find_config("nano")))
+    as_dict: Any = OmegaConf.to_container(by_path)
+    for config in (by_path, as_dict):
+        model = build_sam2(config, device="cpu", hydra_overrides_extra=SMALL)
+        assert model.image_size == 64
+        assert OmegaConf.create(config).model.image_size == 256, "the caller's config must stay as it is"
+
+
+def test_a_config_that_is_not_there_names_those_that_are():
+    with pytest.raises(FileNotFoundError, match="config_file 'huge' is neither a file nor one of .*large"):
+        build_sam2("huge")
+
+
+def test_a_config_of_another_type_is_refused():
+    with pytest.raises(TypeError, match="config_file must be a name, a path, a dict or an OmegaConf, got int"):
+        build_sam2(5)  # type: ignore[arg-type]
+
+
+def test_a_config_that_composes_others_is_refused():
+    with pytest.raises(ValueError, match="`defaults` list"):
+        build_sam2({"defaults": ["a"], "model": {}})
+
+
+def test_without_arguments_the_embedded_model_and_its_weights_are_built():
+    predictor = build_sam2_video_predictor()
+    weights = torch.load(NANO, map_location="cpu", weights_only=True)["model"]
+    assert isinstance(predictor, SAM2VideoPredictor) and not predictor.training
+    torch.testing.assert_close(predictor.state_dict()["no_mem_embed"].cpu(), weights["no_mem_embed"].float())
+
+
+def test_mode_and_classes_are_upstreams():
+    model = build_sam2("nano", device="cpu", mode="train", hydra_overrides_extra=SMALL)
+    assert type(model) is SAM2Base and model.training
+    assert model.sam_mask_decoder.dynamic_multimask_via_stability
+    plain = build_sam2_video_predictor("nano", device="cpu", hydra_overrides_extra=SMALL, apply_postprocessing=False)
+    assert (plain.fill_hole_area, plain.binarize_mask_from_pts_for_mem_enc) == (0, False)
+    cleaned = build_sam2_video_predictor("nano", device="cpu", hydra_overrides_extra=SMALL)
+    assert (cleaned.fill_hole_area, cleaned.binarize_mask_from_pts_for_mem_enc) == (8, True)
+
+
+def test_the_users_overrides_win_over_postprocessing():
+    predictor = build_sam2_video_predictor("nano", device="cpu", hydra_overrides_extra=["++model.fill_hole_area=3"])
+    assert predictor.fill_hole_area == 3
+
+
+def test_an_unknown_keyword_is_an_error():
+    with pytest.raises(TypeError, match="unknown keyword checkpoint: .* the checkpoint's name is ckpt_path"):
+        build_sam2_video_predictor("nano", checkpoint=str(NANO))
+    with pytest.raises(TypeError, match="unknown keyword image_size"):
+        build_sam2("nano", image_size=64)
+
+
+# Overrides
+
+
+def config():
+    return OmegaConf.create({"model": {"image_size": 256, "stages": [1, 2], "extra": {"a": 1}}})
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("model.image_size=512", "model.image_size", 512),
+        ("++model.image_size=512", "model.image_size", 512),
+        ("++model.new.deep=true", "model.new.deep", True),
+        ("+model.scale=1e-6", "model.scale", 1e-6),
+        ("model.stages=[3,4]", "model.stages", [3, 4]),
+        ("++model.extra={b:2}", "model.extra", {"a": 1, "b": 2}),
+        ("++model.name='a, b'", "model.name", "a, b"),
+        ("++model.none=null", "model.none", None),
+        ("~model.extra", "model", {"image_size": 256, "stages": [1, 2]}),
+    ],
+)
+def test_overrides_follow_hydras_grammar(override, key, value):
+    result = apply_overrides(config(), [override])
+    found = OmegaConf.select(result, key)
+    assert (OmegaConf.to_container(found) if OmegaConf.is_config(found) else found) == value
+
+
+def test_overrides_agree_with_hydras_own_compose():
+    from hydra import compose, initialize_config_dir
+
+    overrides = ["++model.image_size=512", "++model.sam_mask_decoder_extra_args.x=[1,{a:2}]", "~model.num_maskmem"]
+    file = find_config("sam2.1_hiera_t")
+    with initialize_config_dir(str(file.parent), version_base=None):
+        wanted = compose(file.name, overrides=overrides)
+    assert OmegaConf.to_container(apply_overrides(load_config(file), overrides)) == OmegaConf.to_container(wanted)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.typo=1", r"the config has no 'model.typo'; write \+\+model.typo="),
+        ("+model.image_size=1", "has 'model.image_size' already"),
+        ("~model.typo", "the config has no 'model.typo'"),
+        ("model.image_size=1,2", "is a sweep"),
+        ("no override", "hydra_overrides_extra"),
+    ],
+)
+def test_overrides_that_make_no_sense_are_refused(override, message):
+    with pytest.raises(ValueError, match=message):
+        apply_overrides(config(), [override])
+
+
+def test_one_string_is_no_list_of_overrides():
+    with pytest.raises(TypeError, match="must be a list of strings"):
+        build_sam2("nano", hydra_overrides_extra="++model.image_size=64")
+
+
+# Global state
+
+
+def run_python(code: str, cwd: Path) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=cwd, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def test_importing_has_no_side_effects(tmp_path):
+    code = (
+        "import warnings; warnings.simplefilter('error')\n"
+        "import torch; before = (torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads())\n"
+        "import sam2.build_sam, sam2.sam2_video_predictor\n"
+        "from hydra.core.global_hydra import GlobalHydra\n"
+        "assert not GlobalHydra.instance().is_initialized()\n"
+        "assert not torch.cuda.is_initialized() and not torch.is_autocast_enabled()\n"
+        "assert before == (torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads())\n"
+    )
+    assert run_python(code, tmp_path) == ""
+
+
+def test_building_works_inside_before_and_after_a_users_own_hydra(tmp_path):
+    (tmp_path / "app.yaml").write_text("size: 64\n")
+    (tmp_path / "app.py").write_text(
+        "import hydra\n"
+        "from hydra.core.global_hydra import GlobalHydra\n"
+        "from sam2.build_sam import build_sam2, build_sam2_video_predictor\n"
+        "build_sam2('nano', device='cpu', hydra_overrides_extra=['++model.image_size=64'])\n"
+        "@hydra.main(config_path='.', config_name='app', version_base=None)\n"
+        "def main(cfg):\n"
+        "    model = build_sam2('nano', device='cpu', hydra_overrides_extra=[f'++model.image_size={cfg.size}'])\n"
+        "    assert GlobalHydra.instance().is_initialized()\n"
+        "    assert hydra.compose('app').size == 64, 'the app must still find its own configs'\n"
+        "    print('inside', model.image_size)\n"
+        "main()\n"
+        "import pathlib\n"
+        "with hydra.initialize_config_dir(str(pathlib.Path(__file__).resolve().parent), version_base=None):\n"
+        "    print('after', build_sam2_video_predictor('nano', device='cpu').image_size, hydra.compose('app').size)\n"
+    )
+    code = "import runpy, sys; sys.argv = ['app.py']; runpy.run_path('app.py', run_name='__main__')"
+    output = run_python(code, tmp_path)
+    assert "inside 64" in output and "after 256 64" in output
+
+
+def test_two_threads_can_build_at_once():
+    sizes: dict[int, int] = {}
+
+    def build(size: int) -> None:
+        model = build_sam2("nano", device="cpu", hydra_overrides_extra=[f"++model.image_size={size}"])
+        sizes[size] = model.image_size
+
+    threads = [threading.Thread(target=build, args=(size,)) for size in (64, 96, 128, 160)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sizes == {64: 64, 96: 96, 128: 128, 160: 160}
+
+
+# Weights
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build_sam2("nano", device="cpu", hydra_overrides_extra=SMALL)
+
+
+def test_safetensors_hold_the_same_weights(tmp_path, model):
+    safetensors = pytest.importorskip("safetensors.torch")
+    safetensors.save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    loaded = build_sam2("nano", tmp_path / "weights.safetensors", device="cpu", hydra_overrides_extra=SMALL)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, loaded.state_dict()[name]), name
+
+
+def test_weights_that_do_not_fit_are_listed(tmp_path, model):
+    weights = dict(model.state_dict())
+    del weights["no_mem_embed"]
+    weights["something.else"] = torch.zeros(1)
+    weights["no_mem_pos_enc"] = torch.zeros(1, 1, 256)
+    torch.save({"model": weights}, tmp_path / "other.pt")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    message = (
+        r"1 missing: no_mem_embed; 1 unexpected: something.else; "
+        r"1 of another shape: no_mem_pos_enc \(model \(1, 1, 128\), checkpoint \(1, 1, 256\)\)"
+    )
+    with pytest.raises(RuntimeError, match=message):
+        load_weights(model, tmp_path / "other.pt")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_checkpoint_of_another_size_is_refused():
+    with pytest.raises(RuntimeError, match="does not fit the config: .* of another shape"):
+        build_sam2("tiny", NANO, device="cpu")
+
+
+def test_a_checkpoint_that_is_not_there_or_unreadable_says_so(tmp_path, model):
+    with pytest.raises(FileNotFoundError, match="no.pt' is not there; checkpoints/download_ckpts.sh"):
+        load_weights(model, tmp_path / "no.pt")
+    (tmp_path / "torn.pt").write_bytes(NANO.read_bytes()[:5000])
+    with pytest.raises(ValueError, match="torn.pt' is not a readable checkpoint"):
+        load_weights(model, tmp_path / "torn.pt")
+    torch.save({"model": [1, 2]}, tmp_path / "list.pt")
+    with pytest.raises(ValueError, match="holds no weights"):
+        load_weights(model, tmp_path / "list.pt")
+
+
+def test_an_address_is_downloaded_once_into_a_cache(tmp_path, monkeypatch):
+    import functools
+    import http.server
+
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(NANO.parent))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
+    address = f"http://127.0.0.1:{server.server_port}/{NANO.name}"
+    try:
+        first = build_sam.read_state_dict(address)
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+    assert "no_mem_embed" in first
+    assert "no_mem_embed" in build_sam.read_state_dict(address), "the second time comes from the cache"
+
+
+# Hugging Face
+
+
+def test_every_published_model_has_an_id():
+    assert len(HF_MODEL_ID_TO_FILENAMES) == 8
+    assert HF_MODEL_ID_TO_FILENAMES["facebook/sam2.1-hiera-base-plus"] == (
+        "configs/sam2.1/sam2.1_hiera_b+.yaml",
+        "sam2.1_hiera_base_plus.pt",
+    )
+
+
+def test_a_file_or_a_folder_stands_in_for_a_hub_id(tmp_path):
+    (tmp_path / NANO.name).symlink_to(NANO)
+    for source in (NANO, tmp_path):
+        predictor = SAM2VideoPredictor.from_pretrained(str(source), device="cpu")
+        assert predictor.hidden_dim == 128
+
+
+def test_an_unknown_id_and_an_ambiguous_folder_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="model_id 'facebook/sam9' is neither a file, a folder nor one of facebook/"):
+        build_sam2_hf("facebook/sam9")
+    with pytest.raises(ValueError, match="exactly one checkpoint named like .*, found none"):
+        build_sam2_hf(str(tmp_path))
+
+
+def test_an_offline_miss_says_what_to_do(tmp_path):
+    pytest.importorskip("huggingface_hub")
+    with pytest.raises(FileNotFoundError, match="sam2_hiera_tiny.pt of facebook/sam2-hiera-tiny is not in the cache"):
+        build_sam2_hf("facebook/sam2-hiera-tiny", local_files_only=True, cache_dir=str(tmp_path))
+
+
+def test_hub_options_reach_the_hub_and_the_rest_the_builder(monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+    asked = {}
+    monkeypatch.setattr(hub, "hf_hub_download", lambda **options: asked.update(options) or str(NANO))
+    monkeypatch.setattr(build_sam, "HF_MODEL_ID_TO_FILENAMES", {"someone/nano": ("nano", NANO.name)})
+    predictor = SAM2VideoPredictor.from_pretrained(
+        "someone/nano", revision="v1", cache_dir="/tmp/c", local_files_only=True, device="cpu", dtype="bfloat16"
+    )
+    assert asked == {
+        "repo_id": "someone/nano", "filename": NANO.name, "revision": "v1", "cache_dir": "/tmp/c",
+        "local_files_only": True,
+    }  # fmt: skip
+    assert predictor.compute_dtype == torch.bfloat16
+    with pytest.raises(TypeError, match="unknown keyword typo"):
+        SAM2VideoPredictor.from_pretrained("someone/nano", typo=1)
+
+
+# Compiled
+
+
+def test_the_optimised_predictor_compiles_its_parts_and_keeps_names_and_answers(monkeypatch):
+    compiled = []
+
+    def fake_compile(function, **options):
+        compiled.append((type(function.__self__).__name__, options["dynamic"]))
+        return function
+
+    monkeypatch.setattr(torch, "compile", fake_compile)
+    optimised = build_sam2_video_predictor("nano", NANO, device="cpu", vos_optimized=True)
+    assert isinstance(optimised, SAM2VideoPredictorVOS)
+    assert compiled == [
+        ("ImageEncoder", False), ("MemoryEncoder", False), ("MemoryAttention", True), ("PromptEncoder", False),
+        ("MaskDecoder", False),
+    ]  # fmt: skip
+    plain = build_sam2_video_predictor()
+    assert list(optimised.state_dict()) == list(plain.state_dict())
+    image = torch.zeros(1, 3, 256, 256)
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            optimised.forward_image(image)["vision_features"], plain.to("cpu").forward_image(image)["vision_features"]
+        )
