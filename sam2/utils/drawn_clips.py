@@ -32,10 +32,15 @@ _TEXTURE_SIZE = 160  # pixels
 _TEXTURE_REACH = 1.8  # object radii from the centre that a texture covers
 _SUBPIXEL_BITS = 4
 _SHADOW = 0.25  # share of light that an object's shadow takes away
+_CAMERA_REACH = 0.12  # how far the camera swings, as a share of the picture's shorter side
 
 
 class DrawnClip(NamedTuple):
-    """A clip and its annotation: frames RGB uint8 (T, H, W, 3); labels uint8 (T, H, W), ids 1 to the number of objects."""
+    """A clip and its annotation.
+
+    frames: RGB uint8 (T, H, W, 3).
+    labels: uint8 (T, H, W), ids 1 to the number of objects, 0 where there is none.
+    """
 
     frames: np.ndarray
     labels: np.ndarray
@@ -44,8 +49,8 @@ class DrawnClip(NamedTuple):
 class Event(NamedTuple):
     """What happens to one object at one frame, however still the rest is.
 
-    "appear": it is not there before this frame. "vanish": it is not there from this frame on. "dash": within `DASH_FRAMES`
-    frames, of which this is the first, it crosses to the other side of the picture.
+    "appear": it is not there before this frame. "vanish": it is not there from this frame on. "dash": within
+    `DASH_FRAMES` frames, of which this is the first, it crosses to the other side of the picture.
     """
 
     frame: int
@@ -93,9 +98,10 @@ class _Shape:
 
 @dataclass(frozen=True)
 class _Actor:
-    """One object: what it looks like, and its way, which swings around `centre` by `amplitude` at `rates` per unit of time.
+    """One object: what it looks like, and its way, which swings around `centre` by `amplitude`.
 
-    texture: RGB float32 (_TEXTURE_SIZE, _TEXTURE_SIZE, 3), 0 to 255. centre, amplitude, rates, phases: (x, y).
+    texture: RGB float32 (_TEXTURE_SIZE, _TEXTURE_SIZE, 3), 0 to 255.
+    centre, amplitude, rates, phases: (x, y) in pixels, pixels, radians per frame and radians.
     """
 
     shape: _Shape
@@ -127,8 +133,8 @@ def draw_clip(
 ) -> DrawnClip:
     """Draw a clip of textured shapes.
 
-    Objects move on smooth closed ways, turn, change size a little, swing their limbs and hide one another in a fixed order
-    of depth. A pixel carries the id of the nearest object that covers at least half of it.
+    Objects move on smooth closed ways, turn, change size a little, swing their limbs and hide one another in a fixed
+    order of depth. A pixel carries the id of the nearest object that covers at least half of it.
 
     Args:
         num_frames, height, width: of the clip, in frames and pixels; at least 32 pixels each way.
@@ -144,11 +150,11 @@ def draw_clip(
         ValueError: an argument out of range, or an event of a frame or an object that the clip does not have.
     """
     _check_arguments(num_frames, height, width, num_objects, motion, events)
-    scene, grain, *streams = (np.random.default_rng(part) for part in np.random.SeedSequence(seed).spawn(2 + num_objects))
-    moves = [t > 0 and t not in still for t in range(num_frames)]
-    clock = np.cumsum(moves)
+    seeds = np.random.SeedSequence(seed).spawn(2 + num_objects)
+    scene, grain, *streams = (np.random.default_rng(part) for part in seeds)
+    clock = np.cumsum([t > 0 and t not in still for t in range(num_frames)])
     camera = _camera_path(clock, camera_shift, min(height, width), scene)  # (T, 2)
-    margin = int(np.ceil(np.abs(camera).max())) + 1
+    margin = int(_CAMERA_REACH * min(height, width)) + 2
     background = _draw_background(height + 2 * margin, width + 2 * margin, scene)
     actors = _cast(height, width, SPEEDS[motion], scene, streams)
     back_to_front = scene.permutation(num_objects)
@@ -215,7 +221,7 @@ def _check_arguments(
 
 def _camera_path(clock: np.ndarray, speed: float, side: int, rng: np.random.Generator) -> np.ndarray:
     """Offset of the camera (T, 2), in pixels; it swings to and fro, at most at this speed."""
-    reach = 0.12 * side
+    reach = _CAMERA_REACH * side
     direction = rng.uniform(0, 2 * np.pi)
     along = reach * np.sin(speed / reach * clock)
     return along[:, None] * np.array([np.cos(direction), 0.4 * np.sin(direction)])
@@ -284,7 +290,9 @@ def _draw_shape(rng: np.random.Generator) -> _Shape:
         corners = np.linspace(0, 2 * np.pi, rng.integers(3, 7), endpoint=False) + rng.uniform(0, 2 * np.pi)
         body = _rounded(np.stack([np.cos(corners), np.sin(corners)], axis=1))
     else:
-        waves = sum(rng.uniform(-0.14, 0.14) * np.cos(k * angles + rng.uniform(0, 6)) for k in (2, 3, 4, 5))
+        waves = np.sum(
+            [rng.uniform(-0.14, 0.14) * np.cos(k * angles + rng.uniform(0, 6)) for k in (2, 3, 4, 5)], axis=0
+        )
         body = (0.85 + waves)[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
     limbs = []
     if rng.uniform() < 0.6:
