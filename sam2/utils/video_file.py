@@ -186,7 +186,7 @@ class _Scan(NamedTuple):
 class VideoFile:
     """The frames of a video file, in any order.
 
-    Opening decodes the whole file once without converting a frame to RGB (about 1 ms per frame of 480p), because
+    Opening decodes the whole file once without converting a frame to RGB (1 to 2 ms per frame of 480p), because
     containers only estimate how many frames there are; `len` is therefore exact and damage shows at once.
 
     Reading forward decodes each frame once. Reading backward decodes blocks of up to `block_bytes` of frames, and at
