@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from sam2.frame_skipping import SkipOptions, Warp, all_frames, gated_frames
 from sam2.modeling.compilation import compile_with_cloned_outputs
 from sam2.modeling.outputs import FrameFeatures, FrameOutput, FrameRequest, PointInputs
 from sam2.modeling.sam2_base import NO_OBJ_SCORE, SAM2Base, keep_highest_object
+from sam2.utils.change_detection import GateFrame, KeyFrame, SkipPolicy
 from sam2.utils.frame_loader import FrameLoader
 from sam2.utils.misc import fill_holes_in_mask_scores
 from sam2.utils.prompts import read_box, read_mask, read_points
 from sam2.video_state import ObjectId, ObjectTrack, VideoState
+
+
+def _skip_option(name: str) -> property:
+    """An attribute of the predictor that stands for a field of its `SkipOptions`, checked when it is set."""
+
+    def read(self: SAM2VideoPredictor) -> Any:
+        return getattr(self.skipping, name)
+
+    def write(self: SAM2VideoPredictor, value: Any) -> None:
+        self.skipping = dataclasses.replace(self.skipping, **{name: value})
+
+    return property(read, write, doc=f"`SkipOptions.{name}`.")
+
 
 Answer = tuple[int, list[ObjectId], Tensor]  # frame index, object ids, mask logits (objects, 1, height, width)
 
@@ -34,17 +51,31 @@ class SAM2VideoPredictor(SAM2Base):
             that corrections are not outvoted by the mistakes they correct.
         add_all_frames_to_correct_as_cond: a corrected frame counts as prompted from then on, so that propagation keeps
             the correction instead of tracking the frame anew.
+        skip_mad_threshold, skip_strategy, skip_warp, skip_lookahead, max_consecutive_skips: which frames to skip, and
+            how (`SkipOptions`); also attributes, which can be set at any time and count from the next propagation. The
+            default skips frames that hardly differ from the last processed one; a threshold of 0 or None skips none.
         **kwargs: options of `SAM2Base`.
     """
 
     def __init__(
         self, fill_hole_area: int = 0, non_overlap_masks: bool = False, clear_non_cond_mem_around_input: bool = False,
-        add_all_frames_to_correct_as_cond: bool = False, **kwargs: Any,
+        add_all_frames_to_correct_as_cond: bool = False, *, skip_mad_threshold: float | None = 0.05,
+        skip_strategy: str | SkipPolicy = "naive", skip_warp: Warp = "auto", skip_lookahead: int = 0,
+        max_consecutive_skips: int | None = None, **kwargs: Any,
     ) -> None:  # fmt: skip
         super().__init__(**kwargs)
+        self.skipping = SkipOptions(
+            skip_mad_threshold, skip_strategy, skip_warp, skip_lookahead, max_consecutive_skips
+        )  # fmt: skip
         self.fill_hole_area, self.non_overlap_masks = fill_hole_area, non_overlap_masks
         self.clear_non_cond_mem_around_input = clear_non_cond_mem_around_input
         self.add_all_frames_to_correct_as_cond = add_all_frames_to_correct_as_cond
+
+    skip_mad_threshold = _skip_option("threshold")
+    skip_strategy = _skip_option("strategy")
+    skip_warp = _skip_option("warp")
+    skip_lookahead = _skip_option("lookahead")
+    max_consecutive_skips = _skip_option("max_consecutive_skips")
 
     @classmethod
     def from_pretrained(cls, model_id: str, **kwargs: Any) -> SAM2VideoPredictor:
@@ -82,6 +113,7 @@ class SAM2VideoPredictor(SAM2Base):
     def reset_state(self, inference_state: VideoState) -> None:
         """Forget all objects, their prompts and results; the video stays open."""
         inference_state.objects.clear()
+        inference_state.decision_of.clear()
 
     # Prompts
 
@@ -168,7 +200,7 @@ class SAM2VideoPredictor(SAM2Base):
         """Segment one object on one frame under its prompt, and keep the answer until it is written to memory."""
         points = prompt if isinstance(prompt, PointInputs) else None
         prompted = self._is_prompted_frame(track, frame_idx)
-        previous = track.latest_output(frame_idx, prompted) if points is not None else None
+        previous = track.latest_masks(frame_idx, prompted) if points is not None else None
         request = FrameRequest(
             frame_idx, state.num_frames,
             reverse=track.tracked.get(frame_idx, False),
@@ -176,7 +208,7 @@ class SAM2VideoPredictor(SAM2Base):
             points=points,
             mask=None if isinstance(prompt, PointInputs) else prompt,
             # Unbounded logits would drown the clicks that refine them.
-            previous_logits=None if previous is None else previous.pred_masks.to(state.device).clamp(-32.0, 32.0),
+            previous_logits=None if previous is None else previous.to(state.device).clamp(-32.0, 32.0),
         )  # fmt: skip
         output = self._track_object(state, track, request, remember=False)
         # Prompts wait here so that all objects are known before any of them is written to memory.
@@ -192,11 +224,11 @@ class SAM2VideoPredictor(SAM2Base):
         size = (state.video_height, state.video_width)
         shown = []
         for track in state.objects.values():
-            output = track.latest_output(frame_idx, prompted)
-            if output is None:
+            masks = track.latest_masks(frame_idx, prompted)
+            if masks is None:
                 shown.append(torch.full((1, 1, *size), NO_OBJ_SCORE, device=state.device))
             else:
-                shown.append(_resize(output.pred_masks.to(state.device), size))
+                shown.append(_resize(masks.to(state.device), size))
         return frame_idx, state.obj_ids, self._separate(torch.cat(shown))
 
     @torch.inference_mode()
@@ -313,19 +345,24 @@ class SAM2VideoPredictor(SAM2Base):
         if start_frame_idx is None:
             start_frame_idx = min(t for track in state.objects.values() for t in track.prompted)
         order = _processing_order(start_frame_idx, max_frame_num_to_track, state.num_frames, reverse)
-        return self._propagate(state, tqdm(order, desc="propagate in video", disable=not progress), reverse)
+        return self._propagate(
+            state, order, reverse, tqdm(total=len(order), desc="propagate in video", disable=not progress)
+        )
 
     @torch.inference_mode()
-    def _propagate(self, state: VideoState, order: Iterable[int], reverse: bool) -> Iterator[Answer]:
-        for frame_idx in order:
-            for track in state.objects.values():
-                if track.has_pending:
-                    self._commit_prompts(state, track)
-            if not state.objects:
-                return
-            masks = [self._track_or_show(state, track, frame_idx, reverse) for track in state.objects.values()]
-            shown = _resize(torch.cat(masks), (state.video_height, state.video_width))
-            yield frame_idx, state.obj_ids, self._separate(shown)
+    def _propagate(self, state: VideoState, order: range, reverse: bool, progress: tqdm) -> Iterator[Answer]:
+        run = _Run(self, state, reverse)
+        if self.skipping.is_on:
+            frames = gated_frames(order, state.gate_frame, run, self.skipping)
+        else:
+            frames = all_frames(order, run)
+        with progress:
+            for decision, carried in frames:
+                state.record(decision)
+                masks = run.masks if carried is None else run.carry(decision.frame, carried)
+                shown = _resize(masks, (state.video_height, state.video_width))
+                progress.update()
+                yield decision.frame, list(run.obj_ids), self._separate(shown)
 
     def _track_or_show(self, state: VideoState, track: ObjectTrack, frame_idx: int, reverse: bool) -> Tensor:
         """One object's low-res masks on a frame: the prompt's answer where there is one, else tracked."""
@@ -371,6 +408,52 @@ class SAM2VideoPredictor(SAM2Base):
 
     def _separate(self, masks: Tensor) -> Tensor:
         return keep_highest_object(masks) if self.non_overlap_masks else masks
+
+
+class _Run:
+    """One propagation through a clip: what the loop over frames asks for its masks (`MaskSource`)."""
+
+    def __init__(self, predictor: SAM2VideoPredictor, state: VideoState, reverse: bool) -> None:
+        self.predictor, self.state, self.reverse = predictor, state, reverse
+        self.obj_ids = state.obj_ids
+        self.masks = torch.empty(0)  # low-res logits (N, 1, h, w) of the frame processed last
+
+    def is_over(self) -> bool:
+        return not self.state.objects
+
+    def has_changed(self) -> bool:
+        pending = [track for track in self.state.objects.values() if track.has_pending]
+        for track in pending:
+            self.predictor._commit_prompts(self.state, track)
+        before, self.obj_ids = self.obj_ids, self.state.obj_ids
+        return bool(pending) or before != self.obj_ids
+
+    def is_prompted(self, frame_idx: int) -> bool:
+        return any(frame_idx in track.prompted for track in self.state.objects.values())
+
+    def process(self, frame_idx: int) -> None:
+        tracks = self.state.objects.values()
+        masks = [self.predictor._track_or_show(self.state, track, frame_idx, self.reverse) for track in tracks]
+        self.masks = torch.cat(masks)
+
+    def key_frame(self, frame_idx: int, frame: GateFrame) -> KeyFrame:
+        tracks = self.state.objects.values()
+        outputs = [track.prompted.get(frame_idx) or track.propagated[frame_idx] for track in tracks]
+        ious = [output.ious for output in outputs]
+        return KeyFrame(
+            frame_idx, frame, self.masks[:, 0].float().cpu().numpy(),
+            predicted_ious=np.array([1.0 if iou is None else iou.item() for iou in ious]),
+            object_scores=np.array([output.object_score_logits.item() for output in outputs]),
+        )  # fmt: skip
+
+    def carry(self, frame_idx: int, logits: np.ndarray) -> Tensor:
+        """Show masks (N, h, w) that were carried to a skipped frame; returns them as (N, 1, h, w)."""
+        masks = torch.from_numpy(logits)[:, None].to(self.state.storage_device)
+        for obj_id, mask in zip(self.obj_ids, masks.split(1), strict=True):
+            if (track := self.state.objects.get(obj_id)) is not None:
+                track.carry(frame_idx, mask)
+                track.tracked[frame_idx] = self.reverse
+        return masks.to(self.state.device)
 
 
 class SAM2VideoPredictorVOS(SAM2VideoPredictor):

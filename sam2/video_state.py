@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sam2.frame_skipping import FrameDecision, decision_table
 from sam2.modeling.memory_bank import MemoryBank
 from sam2.modeling.outputs import FrameFeatures, FrameOutput, PointInputs
+from sam2.utils.change_detection import GateFrame
 from sam2.utils.frame_loader import FrameLoader
 
 ObjectId = Hashable
@@ -24,7 +26,7 @@ ObjectId = Hashable
 class ObjectTrack:
     """One object: its prompts and its results, by frame index.
 
-    A frame's committed output is in `prompted` or in `propagated`, never in both after `commit_frame`.
+    A frame's committed output is in one of `prompted`, `propagated` and `carried` at most.
     """
 
     points: dict[int, PointInputs] = field(default_factory=dict)
@@ -33,6 +35,7 @@ class ObjectTrack:
     propagated: dict[int, FrameOutput] = field(default_factory=dict)
     pending_prompted: dict[int, FrameOutput] = field(default_factory=dict)
     pending_propagated: dict[int, FrameOutput] = field(default_factory=dict)
+    carried: dict[int, Tensor] = field(default_factory=dict)  # masks of skipped frames: shown, never remembered
     tracked: dict[int, bool] = field(default_factory=dict)  # frames propagation passed, and whether in reverse
 
     @property
@@ -58,9 +61,20 @@ class ObjectTrack:
                 return store[frame_idx]
         return None
 
+    def latest_masks(self, frame_idx: int, prompted: bool) -> Tensor | None:
+        """The newest low-res mask logits (1, 1, h, w) on a frame, those of a skipped frame included."""
+        output = self.latest_output(frame_idx, prompted)
+        return self.carried.get(frame_idx) if output is None else output.pred_masks
+
+    def carry(self, frame_idx: int, masks: Tensor) -> None:
+        """Take masks (1, 1, h, w) for a skipped frame: they are shown, and memory never reads them."""
+        self.propagated.pop(frame_idx, None)
+        self.carried[frame_idx] = masks
+
     def commit_frame(self, frame_idx: int, output: FrameOutput, prompted: bool) -> None:
         """Let memory read an output from now on."""
         (self.prompted if prompted else self.propagated)[frame_idx] = output
+        self.carried.pop(frame_idx, None)
         if prompted:
             self.propagated.pop(frame_idx, None)
 
@@ -94,6 +108,21 @@ class VideoState:
     offload_state_to_cpu: bool = False
     objects: dict[ObjectId, ObjectTrack] = field(default_factory=dict)
     features: tuple[int, FrameFeatures] | None = None  # of the frame that was encoded last
+    decision_of: dict[int, FrameDecision] = field(default_factory=dict)  # the last one on each frame
+
+    @property
+    def decisions(self) -> list[FrameDecision]:
+        """What propagation did with each frame, the last time it passed, in the order it was decided."""
+        return list(self.decision_of.values())
+
+    def decision_table(self) -> str:
+        """`decisions` as a table in plain text."""
+        return decision_table(self.decision_of.values())
+
+    def record(self, decision: FrameDecision) -> None:
+        """Put a decision on record, in place of an earlier one on the same frame."""
+        self.decision_of.pop(decision.frame, None)
+        self.decision_of[decision.frame] = decision
 
     @property
     def num_frames(self) -> int:
@@ -114,6 +143,10 @@ class VideoState:
     def obj_ids(self) -> list[ObjectId]:
         """The objects' ids, in the order of every answer; a fresh list at every call."""
         return list(self.objects)
+
+    def gate_frame(self, frame_idx: int) -> GateFrame:
+        """A frame as the skip gate sees it: 8-bit, at its own size and at the network's."""
+        return GateFrame(self.frames.frame(frame_idx), self.frames.pixels(frame_idx))
 
     def track(self, obj_id: ObjectId) -> ObjectTrack:
         """The track of a known object. Raises ValueError for another id."""

@@ -11,9 +11,12 @@ ALLOWED = {  # a module, or a folder of them -> the parts of the package that it
     "sam2/__init__.py": set(),
     "sam2/modeling": {"sam2.modeling", "sam2.utils.misc", "sam2.build_sam"},
     "sam2/utils": {"sam2.utils"},
-    "sam2/video_state.py": {"sam2.modeling", "sam2.utils"},
+    "sam2/frame_skipping.py": {"sam2.utils"},
+    "sam2/video_state.py": {"sam2.modeling", "sam2.utils", "sam2.frame_skipping"},
     "sam2/build_sam.py": {"sam2.modeling"},
-    "sam2/sam2_video_predictor.py": {"sam2.modeling", "sam2.utils", "sam2.video_state", "sam2.build_sam"},
+    "sam2/sam2_video_predictor.py": {
+        "sam2.modeling", "sam2.utils", "sam2.frame_skipping", "sam2.video_state", "sam2.build_sam",
+    },
     "sam2/sam2_image_predictor.py": {"sam2.modeling", "sam2.utils", "sam2.build_sam"},
     "sam2/automatic_mask_generator.py": {
         "sam2.modeling", "sam2.utils", "sam2.sam2_image_predictor", "sam2.build_sam",

@@ -19,9 +19,9 @@ NANO = packaged_file("checkpoints", "sam2.1_hiera_nano.pt")
 
 
 def build(*overrides: str, **options):
-    return build_sam2_video_predictor(
-        "nano", NANO, device="cpu", hydra_overrides_extra=["++model.image_size=128", *overrides], **options
-    )
+    """The embedded model, small and without skipping, so that every frame is processed."""
+    small = ["++model.image_size=128", "++model.skip_mad_threshold=0"]
+    return build_sam2_video_predictor("nano", NANO, device="cpu", hydra_overrides_extra=[*small, *overrides], **options)
 
 
 @pytest.fixture(scope="module")
@@ -276,7 +276,8 @@ def test_memory_is_kept_as_bfloat16_and_read_without_object_pointers(clip):
     predictor = build_sam2_video_predictor(
         "nano", None, device="cpu",
         hydra_overrides_extra=[
-            "++model.image_size=128", "++model.use_obj_ptrs_in_encoder=false", "++model.fixed_no_obj_ptr=false",
+            "++model.image_size=128", "++model.skip_mad_threshold=0", "++model.use_obj_ptrs_in_encoder=false",
+            "++model.fixed_no_obj_ptr=false",
         ],
     )  # fmt: skip
     state = predictor.init_state(list(clip.frames))

@@ -171,8 +171,8 @@ class SAM2Base(nn.Module):
         self.maskmem_tpos_enc = vector(self.num_maskmem, 1, 1, self.mem_dim)
         self.no_mem_embed = vector(1, 1, self.hidden_dim)
         self.no_mem_pos_enc = vector(1, 1, self.hidden_dim)
-        if self.pred_obj_scores and self.use_obj_ptrs_in_encoder:
-            self.no_obj_ptr = vector(1, self.hidden_dim)
+        has_pointers = self.pred_obj_scores and self.use_obj_ptrs_in_encoder
+        self.no_obj_ptr = vector(1, self.hidden_dim) if has_pointers else None
         self.no_obj_embed_spatial = vector(1, self.mem_dim) if no_obj_embed_spatial else None
 
     def _build_sam_heads(self) -> None:
@@ -363,6 +363,8 @@ class SAM2Base(nn.Module):
         return self._mix_absent(pointer, presence)
 
     def _mix_absent(self, pointer: Tensor, presence: Tensor) -> Tensor:
+        if self.no_obj_ptr is None:
+            return pointer
         pointer = presence * pointer if self.fixed_no_obj_ptr else pointer
         return pointer + (1 - presence) * self.no_obj_ptr
 
