@@ -250,10 +250,10 @@ class MemoryGuidedPolicy:
     """Skip while the masks that are carried along can be trusted.
 
     The predicted losses (1 - IoU) of the frames skipped since the key frame are summed for each object, this frame's
-    included; when the worst object's sum reaches `threshold` a key frame is due. So a rigid object in a moving picture is carried far, and
-    frames are spent where masks bend, are thin or get lost. An object that no longer looks like itself makes a key
-    frame at once. In the spirit of Li, Shi and Lin, "Low-Latency Video Semantic Segmentation", CVPR 2018: key frames by
-    the predicted deviation of the masks, not by the change of pixels.
+    included; when the worst sum reaches `threshold` a key frame is due. So a rigid object in a moving picture is
+    carried far, and frames are spent where masks bend, are thin or get lost. An object that no longer looks like itself
+    makes a key frame at once. In the spirit of Li, Shi and Lin, "Low-Latency Video Semantic Segmentation", CVPR 2018:
+    key frames by the predicted deviation of the masks, not by the change of pixels.
 
     Args:
         threshold: overlap that an object may lose between two key frames, summed over the skipped frames. 0.1 loses
@@ -283,9 +283,7 @@ class MemoryGuidedPolicy:
             return Verdict(False, change, f"object looks unlike its key frame ({motion.likeness.min():.2f})")
         is_missing = ~(evidence.key.logits > 0).any(axis=(1, 2))
         if is_missing.any() and motion.novelty > NOVELTY_OF_AN_OBJECT:
-            return Verdict(
-                False, change, f"something new while an object is missing ({motion.novelty:.0f} grey levels)"
-            )
+            return Verdict(False, change, f"something new ({motion.novelty:.0f}) while an object is missing")
         reason = f"{_low(change < self.threshold)} predicted loss ({change:.3f})"
         return Verdict(change < self.threshold, change, reason)
 

@@ -202,7 +202,8 @@ class MaskCarrier:
         """The key frame's logits (N, H, W) carried to the last frame, each object in its way (`DENSE` or `AFFINE`)."""
         carried = np.empty_like(self._logits)
         is_dense = np.asarray(ways) == self.DENSE
-        carried[is_dense] = warp_mask_forward(self._logits[is_dense], self._flow)
+        if is_dense.any():
+            carried[is_dense] = warp_mask_forward(self._logits[is_dense], self._flow)
         for i in np.flatnonzero(~is_dense).tolist():
             carried[i] = self._move(self._logits[i], i)
         return carried
@@ -290,14 +291,13 @@ class _Samples(NamedTuple):
     values: np.ndarray
     slope_x: np.ndarray
     slope_y: np.ndarray
-    weights: np.ndarray
 
 
 class AffineTrack:
     """One object's own motion since its key frame, from the pixels of its mask alone.
 
     Coarse to fine, a similarity first and an affine map at full size, each frame from where the last one ended. Pixels
-    that stand out from their surroundings weigh more: on a rope they are the rope, the rest of its mask is background.
+    that do not move along, as the background within a rope's mask, come to count little.
 
     Args:
         pyramid: of the key frame.
@@ -341,13 +341,7 @@ class AffineTrack:
         values = _sample(picture, x, y)
         slope_x = (_sample(picture, x + 0.5, y) - _sample(picture, x - 0.5, y)) * share
         slope_y = (_sample(picture, x, y + 0.5) - _sample(picture, x, y - 0.5)) * share
-        weights = np.ones_like(values)
-        coarse = _LEVELS - 1
-        if level < coarse:
-            surroundings = _sample(pyramid[coarse], _at_level(self._x, coarse), _at_level(self._y, coarse))
-            contrast = np.abs(values - surroundings)
-            weights = contrast / (contrast.mean() + 1e-3)
-        return _Samples(values, slope_x, slope_y, weights)
+        return _Samples(values, slope_x, slope_y)
 
     def _positions(self, level: int) -> tuple[np.ndarray, np.ndarray]:
         """Where the tracked pixels are now, (P,) each, in pixels of a level."""
@@ -375,7 +369,7 @@ class AffineTrack:
             residual = _sample(picture, x, y) - samples.values
             residual -= np.median(residual[inside])  # a change of light is no motion
             tolerance = 1.5 * np.median(np.abs(residual[inside])) + 1.0
-            weighted = jacobian * (inside * samples.weights / (1 + (residual / tolerance) ** 2))[:, None]
+            weighted = jacobian * (inside / (1 + (residual / tolerance) ** 2))[:, None]
             normal = weighted.T @ jacobian
             # Damping: along an edge that shows no slope the pixels say nothing, and the map stays.
             normal += np.eye(len(normal)) * (1e-3 * np.trace(normal) / len(normal) + 1e-6)

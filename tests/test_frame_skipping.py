@@ -1,0 +1,239 @@
+"""Skipping inside propagation: what is skipped, what never is, and what is on record."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from sam2.build_sam import build_sam2_video_predictor
+from sam2.frame_skipping import SkipOptions, decision_table, skip_rate
+from sam2.utils.change_detection import Verdict
+from sam2.utils.drawn_clips import draw_clip
+
+HEIGHT, WIDTH, LENGTH = 96, 128, 12
+STILL = range(4, 8)
+
+
+class Alternate:
+    """Skips every frame but each third one."""
+
+    def decide(self, evidence):
+        return Verdict(evidence.frame_idx % 3 != 0, 0.5, "a test")
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return draw_clip(LENGTH, HEIGHT, WIDTH, num_objects=2, seed=3, still=STILL, motion="fast")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build_sam2_video_predictor(
+        "nano", None, device="cpu", hydra_overrides_extra=["++model.image_size=128"]
+    ).eval()  # fmt: skip
+
+
+@pytest.fixture
+def predictor(model):
+    """The embedded model at 128 pixels, with a threshold that only still frames stay below."""
+    model.load_state_dict(build_sam2_video_predictor(device="cpu").state_dict())
+    model.skip_mad_threshold = 0.01
+    yield model
+    model.skipping = SkipOptions()
+
+
+@pytest.fixture
+def state(predictor, clip):
+    state = predictor.init_state(list(clip.frames))
+    predictor.add_new_mask(state, 0, 1, clip.labels[0] == 1)
+    predictor.add_new_mask(state, 0, 2, clip.labels[0] == 2)
+    yield state
+    state.frames.close()
+
+
+def track(predictor, state, **options):
+    return {t: logits for t, _, logits in predictor.propagate_in_video(state, progress=False, **options)}
+
+
+def actions(state):
+    return {d.frame: d.action for d in state.decisions}
+
+
+@pytest.mark.parametrize("off", [0, None, 0.0])
+def test_off_is_sam_2_bit_for_bit(predictor, clip, off):
+    answers = []
+    for settings in ({"skip_mad_threshold": off}, {"skip_mad_threshold": 1e-9}):
+        for name, value in settings.items():
+            setattr(predictor, name, value)
+        state = predictor.init_state([*clip.frames[:4], *clip.frames[8:]])  # nothing stands still
+        predictor.add_new_mask(state, 0, 1, clip.labels[0] == 1)
+        answers.append(track(predictor, state))
+        assert set(actions(state).values()) == {"prompted", "processed"}
+    assert all(torch.equal(answers[0][t], answers[1][t]) for t in answers[0])
+
+
+def test_by_default_frames_below_the_published_threshold_are_copied():
+    options = build_sam2_video_predictor(device="cpu").skipping
+    assert options == SkipOptions(0.05, "naive", "auto", 0, None) and options.is_on and not options.warps
+
+
+def test_still_frames_reuse_the_last_processed_masks(predictor, state):
+    masks = track(predictor, state)
+    assert [t for t, action in actions(state).items() if action == "reused"] == list(STILL)
+    assert all(torch.equal(masks[t], masks[3]) for t in STILL)
+    assert not torch.equal(masks[8], masks[3])
+
+
+def test_a_skipped_frame_is_never_encoded_nor_made_a_float_image(predictor, state, monkeypatch):
+    encoded, prepared = [], []
+    encode, prepare = predictor.forward_image, type(state.frames).__getitem__
+    monkeypatch.setattr(predictor, "forward_image", lambda image: encoded.append(1) or encode(image))
+    monkeypatch.setattr(type(state.frames), "__getitem__", lambda self, i: prepared.append(i) or prepare(self, i))
+    track(predictor, state)
+    assert len(encoded) == LENGTH - len(STILL) - 1, "the first frame was encoded when it was prompted"
+    assert not set(prepared) & set(STILL)
+
+
+def test_a_skipped_frame_is_in_no_memory_and_its_masks_can_be_asked_for(predictor, state):
+    masks = track(predictor, state)
+    for obj_id in (1, 2):
+        known = state.track(obj_id)
+        assert not set(known.bank.prompted | known.bank.propagated) & set(STILL)
+        assert sorted(known.carried) == list(STILL)
+    _, _, shown = predictor.clear_all_prompts_in_frame(state, 5, 1)
+    torch.testing.assert_close(shown, masks[5])
+
+
+def test_a_frame_that_was_tracked_and_is_then_skipped_leaves_memory(predictor, state):
+    predictor.skip_mad_threshold = 0
+    track(predictor, state)
+    assert 5 in state.track(1).propagated
+    predictor.skip_mad_threshold = 0.01
+    track(predictor, state)
+    assert 5 not in state.track(1).propagated and 5 in state.track(1).carried
+    predictor.skip_mad_threshold = 0
+    track(predictor, state)
+    assert 5 in state.track(1).propagated and not state.track(1).carried
+
+
+def test_a_prompted_frame_is_never_skipped(predictor, state, clip):
+    predictor.add_new_mask(state, 5, 2, clip.labels[5] == 2)
+    predictor.skip_mad_threshold = 1000
+    track(predictor, state)
+    prompted = [t for t, action in actions(state).items() if action == "prompted"]
+    assert prompted == [0, 5]
+    assert all(action == "reused" for t, action in actions(state).items() if t not in (0, 5))
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_no_more_frames_than_allowed_are_skipped_in_a_row(predictor, state, limit):
+    predictor.skip_mad_threshold, predictor.max_consecutive_skips = 1000, limit
+    track(predictor, state)
+    processed = [t for t, action in actions(state).items() if action != "reused"]
+    assert processed == list(range(0, LENGTH, limit + 1))
+    assert any("limit of" in d.reason for d in state.decisions)
+
+
+def test_a_change_inside_the_loop_makes_the_next_frame_a_key_frame(predictor, state, clip):
+    predictor.skip_mad_threshold = 1000
+    for t, obj_ids, logits in predictor.propagate_in_video(state, progress=False):
+        assert len(obj_ids) == len(logits)
+        if t == 2:
+            predictor.remove_object(state, 2)
+        if t == 6:
+            predictor.add_new_mask(state, 6, 3, clip.labels[6] == 2)
+    assert [t for t, action in actions(state).items() if action == "processed"] == [3, 7]
+
+
+def test_backward_tracking_skips_too(predictor, clip):
+    state = predictor.init_state(list(clip.frames))
+    predictor.add_new_mask(state, 11, 1, clip.labels[11] == 1)
+    masks = track(predictor, state, start_frame_idx=11, reverse=True)
+    assert list(masks) == list(range(11, -1, -1))
+    # Frames 3 to 7 are alike; backwards, 7 is the first of them.
+    assert [t for t, action in actions(state).items() if action == "reused"] == [6, 5, 4, 3]
+
+
+def test_a_correction_on_a_skipped_frame_refines_what_was_shown_there(predictor, state, clip, monkeypatch):
+    masks = track(predictor, state)
+    seen = []
+    segment = predictor.segment
+    monkeypatch.setattr(predictor, "segment", lambda *args: seen.append(args[2]) or segment(*args))
+    _, _, answer = predictor.add_new_points_or_box(state, 5, 1, points=[[2, 2]], labels=[0])
+    assert seen[0].reads_memory and seen[0].previous_logits is not None
+    torch.testing.assert_close(answer[1], masks[5][1], msg="the other object stays as it was shown")
+
+
+def test_warped_frames_follow_the_object(predictor, clip):
+    moving = draw_clip(6, HEIGHT, WIDTH, num_objects=1, seed=3, motion="smooth")
+    predictor.skip_strategy, predictor.skip_mad_threshold = Alternate(), 1
+    errors = {}
+    for warp in ("flow", None):
+        predictor.skip_warp = warp
+        state = predictor.init_state(list(moving.frames))
+        predictor.add_new_mask(state, 0, 1, moving.labels[0] == 1)
+        masks = track(predictor, state)
+        assert actions(state)[2] == ("warped" if warp else "reused")
+        errors[warp] = np.mean([((masks[t][0, 0].numpy() > 0) != (moving.labels[t] == 1)).mean() for t in (2, 5)])
+    assert errors["flow"] < errors[None]
+
+
+def test_look_ahead_yields_every_frame_once_in_order(predictor, state):
+    predictor.skip_strategy, predictor.skip_mad_threshold, predictor.skip_lookahead = "memory_guided", 50, 5
+    assert list(track(predictor, state)) == list(range(LENGTH))
+    assert list(actions(state)) == list(range(LENGTH))
+    assert [t for t, action in actions(state).items() if action == "processed"] == [5, 10, 11]
+
+
+def test_your_own_strategy_decides(predictor, state):
+    predictor.skip_strategy = Alternate()
+    track(predictor, state)
+    assert [t for t, action in actions(state).items() if action == "processed"] == [3, 6, 9]
+    assert state.decisions[1].reason == "a test" and state.decisions[1].change == 0.5
+
+
+def test_decisions_are_on_record_as_text_too(predictor, state, caplog):
+    with caplog.at_level(logging.INFO, logger="sam2"):
+        track(predictor, state)
+    assert [d.frame for d in state.decisions] == list(range(LENGTH))
+    assert all(d.seconds > 0 for d in state.decisions)
+    assert skip_rate(state.decisions) == len(STILL) / LENGTH and skip_rate([]) == 0
+    table = state.decision_table().splitlines()
+    assert len(table) == LENGTH + 1 and table[5].split()[:2] == ["4", "reused"]
+    assert decision_table([]).count("\n") == 0
+    assert "Skipping frame 4 due to low MAD (0.00)" in caplog.messages
+    predictor.reset_state(state)
+    assert state.decisions == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("skip_mad_threshold", -0.1, "skip_mad_threshold must be a finite number of 0 or more, got -0.1"),
+        ("skip_mad_threshold", float("nan"), "skip_mad_threshold must be a finite number"),
+        ("skip_mad_threshold", "low", "skip_mad_threshold must be a number of 0 or more, or None, got 'low'"),
+        ("skip_strategy", "clever", "skip_strategy must be one of naive, mask_aware, memory_guided, got 'clever'"),
+        ("skip_strategy", object(), "skip_strategy must be a name or an object with a method decide"),
+        ("skip_warp", "affine", 'skip_warp must be "flow", "auto" or None'),
+        ("skip_lookahead", 3, "skip_lookahead needs skip_strategy 'memory_guided'"),
+        ("skip_lookahead", -1, "skip_lookahead must be a whole number of 0 or more"),
+        ("max_consecutive_skips", 0, "max_consecutive_skips must be at least 1"),
+        ("max_consecutive_skips", 1.5, "max_consecutive_skips must be a whole number"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_when_they_are_set(predictor, name, value, message):
+    before = getattr(predictor, name)
+    with pytest.raises(ValueError, match=message):
+        setattr(predictor, name, value)
+    assert getattr(predictor, name) == before
+
+
+def test_options_can_come_from_the_config():
+    overrides = [
+        "++model.image_size=64", "++model.skip_mad_threshold=0.1", "++model.skip_strategy=memory_guided",
+        "++model.skip_lookahead=4", "++model.max_consecutive_skips=7",
+    ]  # fmt: skip
+    predictor = build_sam2_video_predictor("nano", device="cpu", hydra_overrides_extra=overrides)
+    assert predictor.skipping == SkipOptions(0.1, "memory_guided", "auto", 4, 7)
+    assert predictor.skipping.warps
