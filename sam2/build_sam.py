@@ -185,8 +185,8 @@ def find_config(name: str | Path) -> Path:
     """The YAML file of a config's name, packaged path or own path. Raises FileNotFoundError listing the names."""
     text = str(name)
     aliases = _aliases()
-    if text in aliases:
-        text = aliases[text].config_file
+    if not Path(text).is_file() and text.removesuffix(".yaml") in aliases:
+        text = aliases[text.removesuffix(".yaml")].config_file
     with_suffix = text if text.endswith((".yaml", ".yml")) else f"{text}.yaml"
     if not Path(with_suffix).is_absolute():
         for candidate in (packaged_file(with_suffix), packaged_file("configs", with_suffix)):

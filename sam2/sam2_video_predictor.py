@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from sam2.utils.frame_loader import FrameLoader
 from sam2.utils.misc import fill_holes_in_mask_scores
 from sam2.utils.prompts import read_box, read_mask, read_points
 from sam2.video_state import ObjectId, ObjectTrack, VideoState
+
+if TYPE_CHECKING:
+    from sam2.calibration import Calibration
 
 
 def _skip_option(name: str) -> property:
@@ -182,8 +185,8 @@ class SAM2VideoPredictor(SAM2Base):
         square = (self.image_size, self.image_size)
         prompt = read_mask(mask, ((state.video_height, state.video_width), square)).to(state.device)
         if prompt.shape[-2:] != square:
-            resized = F.interpolate(prompt, square, mode="bilinear", align_corners=False, antialias=True)
-            prompt = (resized >= 0.5).float()
+            prompt = F.interpolate(prompt, square, mode="bilinear", align_corners=False, antialias=True)
+        prompt = (prompt >= 0.5).float()
         track = state.objects.get(obj_id) or ObjectTrack()
         self._answer_prompt(state, track, frame_idx, prompt)
         track.masks[frame_idx] = prompt
@@ -211,7 +214,7 @@ class SAM2VideoPredictor(SAM2Base):
             previous_logits=None if previous is None else previous.to(state.device).clamp(-32.0, 32.0),
         )  # fmt: skip
         output = self._track_object(state, track, request, remember=False)
-        # Prompts wait here so that all objects are known before any of them is written to memory.
+        # Prompts wait here, so that a frame is written to memory once, however many prompts refine it.
         (track.pending_prompted if prompted else track.pending_propagated)[frame_idx] = output
 
     def _show_prompted(self, state: VideoState, obj_id: ObjectId, track: ObjectTrack, frame_idx: int) -> Answer:
@@ -308,8 +311,15 @@ class SAM2VideoPredictor(SAM2Base):
             features = self._features(state, frame_idx)
             # parity: mask prompts enter memory as clicks do.
             memory = self.write_memory(features, masks, output.object_score_logits, from_points=True)
-        output.maskmem_features = memory.features.to(state.storage_device, torch.bfloat16, non_blocking=True)
-        output.maskmem_pos_enc = [memory.position]
+        self._keep_memory(state, output, memory.features, memory.position)
+
+    def _keep_memory(self, state: VideoState, output: FrameOutput, features: Tensor, position: Tensor) -> None:
+        """Put a frame's memory into its output, as it is stored."""
+        # bfloat16 halves the memory bank, and is how Meta's models were evaluated.
+        output.maskmem_features = features.to(state.storage_device, torch.bfloat16, non_blocking=True)
+        if state.memory_position is None:
+            state.memory_position = position.clone()
+        output.maskmem_pos_enc = [state.memory_position]  # the same for all frames and objects
 
     def _forget_around_prompt(self, track: ObjectTrack, frame_idx: int) -> None:
         if self.clear_non_cond_mem_around_input:
@@ -345,23 +355,27 @@ class SAM2VideoPredictor(SAM2Base):
         if start_frame_idx is None:
             start_frame_idx = min(t for track in state.objects.values() for t in track.prompted)
         order = _processing_order(start_frame_idx, max_frame_num_to_track, state.num_frames, reverse)
-        return self._propagate(
-            state, order, reverse, tqdm(total=len(order), desc="propagate in video", disable=not progress)
-        )
+        return self._propagate(state, order, reverse, progress)
+
+    def calibrate(self, inference_state: VideoState, fidelity: float = 0.95, **options: Any) -> Calibration:
+        """The threshold that keeps a wanted fidelity on a slice of this clip: see `sam2.calibration.calibrate`."""
+        from sam2.calibration import calibrate
+
+        return calibrate(self, inference_state, fidelity, **options)
 
     @torch.inference_mode()
-    def _propagate(self, state: VideoState, order: range, reverse: bool, progress: tqdm) -> Iterator[Answer]:
+    def _propagate(self, state: VideoState, order: range, reverse: bool, progress: bool) -> Iterator[Answer]:
         run = _Run(self, state, reverse)
         if self.skipping.is_on:
             frames = gated_frames(order, state.gate_frame, run, self.skipping)
         else:
             frames = all_frames(order, run)
-        with progress:
+        with tqdm(total=len(order), desc="propagate in video", disable=not progress) as bar:
             for decision, carried in frames:
                 state.record(decision)
                 masks = run.masks if carried is None else run.carry(decision.frame, carried)
                 shown = _resize(masks, (state.video_height, state.video_width))
-                progress.update()
+                bar.update()
                 yield decision.frame, list(run.obj_ids), self._separate(shown)
 
     def _track_or_show(self, state: VideoState, track: ObjectTrack, frame_idx: int, reverse: bool) -> Tensor:
@@ -396,15 +410,13 @@ class SAM2VideoPredictor(SAM2Base):
         masks = output.pred_masks
         if self.fill_hole_area > 0:
             masks = fill_holes_in_mask_scores(masks, self.fill_hole_area)
-        memory = output.maskmem_features
-        if memory is not None:
-            # bfloat16 halves the memory bank, and is how Meta's models were evaluated.
-            memory = memory.to(state.storage_device, torch.bfloat16, non_blocking=True)
-        return FrameOutput(
+        kept = FrameOutput(
             pred_masks=masks.to(state.storage_device, non_blocking=True), obj_ptr=output.obj_ptr,
             object_score_logits=output.object_score_logits, ious=output.ious,
-            maskmem_features=memory, maskmem_pos_enc=output.maskmem_pos_enc,
         )  # fmt: skip
+        if output.maskmem_features is not None and output.maskmem_pos_enc is not None:
+            self._keep_memory(state, kept, output.maskmem_features, output.maskmem_pos_enc[-1])
+        return kept
 
     def _separate(self, masks: Tensor) -> Tensor:
         return keep_highest_object(masks) if self.non_overlap_masks else masks
@@ -439,21 +451,24 @@ class _Run:
     def key_frame(self, frame_idx: int, frame: GateFrame) -> KeyFrame:
         tracks = self.state.objects.values()
         outputs = [track.prompted.get(frame_idx) or track.propagated[frame_idx] for track in tracks]
-        ious = [output.ious for output in outputs]
+        sure = torch.ones(1, 1, device=self.state.device)
+        ious = [sure if output.ious is None else output.ious for output in outputs]
         return KeyFrame(
-            frame_idx, frame, self.masks[:, 0].float().cpu().numpy(),
-            predicted_ious=np.array([1.0 if iou is None else iou.item() for iou in ious]),
-            object_scores=np.array([output.object_score_logits.item() for output in outputs]),
-        )  # fmt: skip
+            frame_idx,
+            frame,
+            logits=self.masks[:, 0].float().cpu().numpy(),
+            predicted_ious=_to_numpy(ious),
+            object_scores=_to_numpy([output.object_score_logits for output in outputs]),
+        )
 
     def carry(self, frame_idx: int, logits: np.ndarray) -> Tensor:
         """Show masks (N, h, w) that were carried to a skipped frame; returns them as (N, 1, h, w)."""
-        masks = torch.from_numpy(logits)[:, None].to(self.state.storage_device)
+        masks = torch.tensor(logits, device=self.state.storage_device)[:, None]
         for obj_id, mask in zip(self.obj_ids, masks.split(1), strict=True):
             if (track := self.state.objects.get(obj_id)) is not None:
                 track.carry(frame_idx, mask)
                 track.tracked[frame_idx] = self.reverse
-        return masks.to(self.state.device)
+        return masks.to(self.state.device, copy=True)  # what is yielded is the caller's to change
 
 
 class SAM2VideoPredictorVOS(SAM2VideoPredictor):
@@ -468,6 +483,11 @@ class SAM2VideoPredictorVOS(SAM2VideoPredictor):
         compile_with_cloned_outputs(self.memory_attention, dynamic=True)  # the number of memories varies
         compile_with_cloned_outputs(self.sam_prompt_encoder, dynamic=False)
         compile_with_cloned_outputs(self.sam_mask_decoder, dynamic=False)
+
+
+def _to_numpy(values: Sequence[Tensor]) -> np.ndarray:
+    """One number (1, 1) of each object, as (N,); a single copy where they are on a GPU."""
+    return torch.cat(list(values))[:, 0].float().cpu().numpy()
 
 
 def _processing_order(start: int, max_frames: int | None, num_frames: int, reverse: bool) -> range:

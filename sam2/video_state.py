@@ -6,7 +6,8 @@ upstream: non-conditioning), and *pending* until the next propagation writes it 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+import operator
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,8 +95,8 @@ class ObjectTrack:
             del self.propagated[t]
 
 
-@dataclass
-class VideoState:
+@dataclass(eq=False)
+class VideoState(Mapping[str, Any]):
     """A video session: the frames, and the objects in the order they were added, which is their order in every answer.
 
     Reads like upstream's `inference_state` dict too: `state["video_height"]`, `state["obj_ids"]` and its other names.
@@ -108,6 +109,7 @@ class VideoState:
     offload_state_to_cpu: bool = False
     objects: dict[ObjectId, ObjectTrack] = field(default_factory=dict)
     features: tuple[int, FrameFeatures] | None = None  # of the frame that was encoded last
+    memory_position: Tensor | None = None  # (1, mem_dim, h, w) position encoding that all memory maps share
     decision_of: dict[int, FrameDecision] = field(default_factory=dict)  # the last one on each frame
 
     @property
@@ -156,24 +158,24 @@ class VideoState:
 
     def check_frame(self, name: str, frame_idx: int) -> int:
         """The frame index as an int. Raises ValueError where the video has no such frame."""
-        if isinstance(frame_idx, bool) or int(frame_idx) != frame_idx or not 0 <= frame_idx < self.num_frames:
+        try:
+            index = operator.index(frame_idx)
+        except TypeError:
+            index = -1
+        if isinstance(frame_idx, bool) or not 0 <= index < self.num_frames:
             raise ValueError(f"{name} must be a frame in [0, {self.num_frames - 1}], got {frame_idx!r}")
-        return int(frame_idx)
+        return index
 
     def __getitem__(self, name: str) -> Any:
         if name not in _UPSTREAM_NAMES:
             raise KeyError(f"{name!r} is not part of the session state; it has {', '.join(_UPSTREAM_NAMES)}")
         return _UPSTREAM_NAMES[name](self)
 
-    def __contains__(self, name: object) -> bool:
-        return name in _UPSTREAM_NAMES
-
     def __iter__(self) -> Iterator[str]:
         return iter(_UPSTREAM_NAMES)
 
-    def keys(self) -> list[str]:
-        """Upstream's names that can be read with `state[name]`."""
-        return list(_UPSTREAM_NAMES)
+    def __len__(self) -> int:
+        return len(_UPSTREAM_NAMES)
 
 
 def _per_object(state: VideoState, read: Any) -> dict[int, Any]:

@@ -101,8 +101,9 @@ def test_a_skipped_frame_is_in_no_memory_and_its_masks_can_be_asked_for(predicto
         known = state.track(obj_id)
         assert not set(known.bank.prompted | known.bank.propagated) & set(STILL)
         assert sorted(known.carried) == list(STILL)
+    masks[5].numpy()[...] = masks[6].numpy()  # what was yielded is the caller's: changing it harms no session
     _, _, shown = predictor.clear_all_prompts_in_frame(state, 5, 1)
-    torch.testing.assert_close(shown, masks[5])
+    torch.testing.assert_close(shown, masks[6])
 
 
 def test_a_frame_that_was_tracked_and_is_then_skipped_leaves_memory(predictor, state):

@@ -331,7 +331,8 @@ def test_the_state_reads_like_upstreams_dict(predictor, state, clip):
     assert list(outputs["cond_frame_outputs"]) == [0] and list(outputs["non_cond_frame_outputs"]) == [1, 2, 3, 4, 5]
     assert outputs["non_cond_frame_outputs"][2]["obj_ptr"].shape == (1, 128)
     assert state["frames_tracked_per_obj"][1][5] == {"reverse": False}
-    assert "obj_ids" in state and set(state) == set(state.keys())
+    assert "obj_ids" in state and "frames" not in state and state.get("no such name") is None
+    assert dict(state.items())["num_frames"] == LENGTH
     with pytest.raises(KeyError, match="'frames' is not part of the session state"):
         state["frames"]
 
@@ -349,6 +350,7 @@ def points(**changes):
         (points(frame_idx=LENGTH), r"frame_idx must be a frame in \[0, 5\], got 6"),
         (points(frame_idx=-1), r"frame_idx must be a frame in \[0, 5\], got -1"),
         (points(frame_idx=1.5), "frame_idx must be a frame"),
+        (points(frame_idx=None), "frame_idx must be a frame"),
         (points(labels=None), "points were given without labels"),
         (points(points=None), "labels were given without points"),
         (points(points=None, labels=None), "give points with labels, a box, or both"),
@@ -385,9 +387,34 @@ def test_a_mask_of_another_shape_is_refused(predictor, state, shape):
     assert state.obj_ids == []
 
 
-def test_a_mask_with_numbers_that_are_not_finite_is_refused(predictor, state):
+@pytest.mark.parametrize("make", [torch.full, np.full])
+def test_a_mask_with_numbers_that_are_not_finite_is_refused(predictor, state, make):
     with pytest.raises(ValueError, match="mask must be finite"):
-        predictor.add_new_mask(state, 0, 1, torch.full((HEIGHT, WIDTH), torch.nan))
+        predictor.add_new_mask(state, 0, 1, make((HEIGHT, WIDTH), float("nan")))
+
+
+@pytest.mark.parametrize("kind", ["bool", "uint8 255", "float", "tensor", "uint8 tensor"])
+def test_masks_of_any_kind_of_numbers_mean_the_same(predictor, state, clip, kind):
+    mask = clip.labels[0] == 1
+    given = {
+        "bool": mask, "uint8 255": mask.astype(np.uint8) * 255, "float": mask.astype(np.float32),
+        "tensor": torch.from_numpy(mask).float(), "uint8 tensor": torch.from_numpy(mask.astype(np.uint8) * 255),
+    }[kind]  # fmt: skip
+    predictor.add_new_mask(state, 0, 1, mask)
+    wanted = state["mask_inputs_per_obj"][0][0]
+    predictor.add_new_mask(state, 0, 1, given)
+    assert torch.equal(state["mask_inputs_per_obj"][0][0], wanted)
+
+
+def test_all_memory_shares_one_position_encoding(clip):
+    predictor = build(dtype="bfloat16")
+    state = predictor.init_state(list(clip.frames))
+    predictor.add_new_mask(state, 0, 1, clip.labels[0] == 1)
+    predictor.add_new_mask(state, 0, 2, clip.labels[0] == 2)
+    track(predictor, state)
+    outputs = [out for obj_id in (1, 2) for store in state.track(obj_id).bank for out in store.values()]
+    assert len(outputs) == 2 * LENGTH
+    assert len({out.maskmem_pos_enc[-1].untyped_storage().data_ptr() for out in outputs}) == 1
 
 
 def test_a_mask_may_have_the_networks_own_size(predictor, state, clip):

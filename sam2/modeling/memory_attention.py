@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from sam2.modeling.sam.transformer import RoPEAttention
 from sam2.modeling.sam2_utils import get_activation_fn, get_clones
 
 
@@ -78,6 +79,12 @@ class MemoryAttention(nn.Module):
         self.pos_enc_at_input = pos_enc_at_input
         self.batch_first = batch_first
 
+    def fit_grid(self, side: int) -> None:
+        """Prepare the layers for frames of side x side tokens."""
+        for module in self.modules():
+            if isinstance(module, RoPEAttention):
+                module.fit_grid(side)
+
     def forward(
         self, curr: Tensor | list[Tensor], memory: Tensor, curr_pos: Tensor | list[Tensor] | None = None,
         memory_pos: Tensor | None = None, num_obj_ptr_tokens: int = 0,
@@ -96,7 +103,8 @@ class MemoryAttention(nn.Module):
         """
         x, x_pos = _single("curr", curr), _single("curr_pos", curr_pos)
         if x is None or x.shape[1] != memory.shape[1]:
-            raise ValueError(f"curr and memory must have one batch size, got {curr} and {memory.shape[1]}")
+            found = None if x is None else x.shape[1]
+            raise ValueError(f"curr and memory must have one batch size, got {found} and {memory.shape[1]}")
         if self.pos_enc_at_input and x_pos is not None:
             x = x + 0.1 * x_pos
         if self.batch_first:

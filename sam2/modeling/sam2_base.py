@@ -86,7 +86,8 @@ class SAM2Base(nn.Module):
 
         sigmoid_scale_for_mem_enc, sigmoid_bias_for_mem_enc: scale of the mask that enters memory.
         binarize_mask_from_pts_for_mem_enc: prompted masks enter memory as 0 or 1.
-        non_overlap_masks_for_mem_enc: at most one object per pixel enters memory.
+        non_overlap_masks_for_mem_enc: at most one object of a batch per pixel enters memory (the video predictor
+            tracks each object in a batch of its own, where this changes nothing).
         no_obj_embed_spatial: mark the memory of a frame without the object.
 
         compile_image_encoder: compile the image encoder with torch.compile.
@@ -116,6 +117,10 @@ class SAM2Base(nn.Module):
         super().__init__()
         if image_size % 32:
             raise ValueError(f"image_size must be divisible by 32, got {image_size}")
+        if memory_temporal_stride_for_eval < 1:
+            raise ValueError(
+                f"memory_temporal_stride_for_eval must be at least 1, got {memory_temporal_stride_for_eval}"
+            )
         if proj_tpos_enc_in_obj_ptrs and not add_tpos_enc_to_obj_ptrs:
             raise ValueError("proj_tpos_enc_in_obj_ptrs needs add_tpos_enc_to_obj_ptrs")
         if fixed_no_obj_ptr and not (pred_obj_scores and use_obj_ptrs_in_encoder):
@@ -126,6 +131,7 @@ class SAM2Base(nn.Module):
         self.compute_dtype = resolve_dtype(compute_dtype)
 
         self.memory_attention = memory_attention
+        self.memory_attention.fit_grid(image_size // backbone_stride)
         self.num_maskmem = num_maskmem
         self.memory_temporal_stride_for_eval = memory_temporal_stride_for_eval
         self.max_cond_frames_in_attn = max_cond_frames_in_attn

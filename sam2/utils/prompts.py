@@ -80,18 +80,23 @@ def read_box(box: Any, height: float, width: float) -> Tensor:
 
 
 def read_mask(mask: Any, sizes: tuple[tuple[int, int], ...]) -> Tensor:
-    """Check an object's mask, (H, W) bool or numbers (non-zero is the object) -> (1, 1, H, W) float32.
+    """Check an object's mask -> (1, 1, H, W) float32.
 
     Args:
+        mask: (H, W). An array is the object where it is not 0, and so is a tensor of booleans or integers; a tensor of
+            floats holds shares of the pixels, 0 to 1, half of which makes the object.
         sizes: the (H, W) that are accepted.
 
     Raises:
         ValueError: another shape, or a number that is not finite.
     """
     if isinstance(mask, Tensor):
-        values = mask.detach().to(torch.float32)
+        values = (mask.detach() if mask.is_floating_point() else mask != 0).to(torch.float32)
     else:
-        values = torch.from_numpy(np.asarray(mask).astype(bool)).to(torch.float32)
+        array = np.asarray(mask)
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ValueError("mask must be finite, got NaN or infinity")
+        values = torch.from_numpy(array.astype(bool)).to(torch.float32)
     if tuple(values.shape) not in sizes:
         wanted = " or ".join(str(size) for size in dict.fromkeys(sizes))
         raise ValueError(f"mask must be one object's (height, width) mask {wanted}, got shape {tuple(values.shape)}")

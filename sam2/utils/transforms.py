@@ -25,22 +25,26 @@ RGBImage = np.ndarray | Image.Image
 
 
 def as_rgb_array(image: Any, name: str = "image") -> np.ndarray:
-    """Check an image and return its pixels, (H, W, 3) uint8 RGB.
+    """Check an image and return its pixels, (H, W, 3) RGB, uint8 or float32.
 
     Args:
-        image: such an array, or a PIL image of any mode.
+        image: an array of uint8, or of floats from 0 to 1, or a PIL image of any mode.
         name: the argument that an error is about.
 
     Raises:
-        TypeError: neither an array nor a PIL image, or an array that is not uint8.
-        ValueError: another shape, or no pixels.
+        TypeError: neither an array nor a PIL image, or an array of other numbers.
+        ValueError: another shape, no pixels, or floats outside 0 to 1.
     """
     if isinstance(image, Image.Image):
         image = np.asarray(image.convert("RGB"))
     if not isinstance(image, np.ndarray):
         raise TypeError(f"{name} must be a numpy array or a PIL image, got {type(image).__name__}")
-    if image.dtype != np.uint8:
-        raise TypeError(f"{name} must be uint8 with values from 0 to 255, got {image.dtype}")
+    if image.dtype.kind == "f":
+        image = image.astype(np.float32)
+        if not (image.size and image.min() >= 0 and image.max() <= 1):
+            raise ValueError(f"{name} must be uint8 from 0 to 255, or floats from 0 to 1; got floats outside 0 to 1")
+    elif image.dtype != np.uint8:
+        raise TypeError(f"{name} must be uint8 from 0 to 255, or floats from 0 to 1, got {image.dtype}")
     if image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise ValueError(f"{name} must be RGB of shape (height, width, 3), got {image.shape}")
     return image
@@ -65,7 +69,7 @@ class SAM2Transforms(nn.Module):
         self.max_hole_area, self.max_sprinkle_area = max_hole_area, max_sprinkle_area
 
     def forward(self, x: RGBImage) -> Tensor:
-        """An RGB image, (H, W, 3) uint8 or PIL, as the network's input.
+        """An RGB image, (H, W, 3) uint8, floats from 0 to 1, or PIL, as the network's input.
 
         Returns:
             (3, S, S) float32: resized with antialiasing, then ImageNet-normalised.
@@ -76,7 +80,8 @@ class SAM2Transforms(nn.Module):
         pixels = torch.from_numpy(np.array(as_rgb_array(x))).permute(2, 0, 1).contiguous()  # (3, H, W)
         size = (self.resolution, self.resolution)
         # In the range 0 to 1 before it is resized: the filter's rounding differs between the ranges.
-        resized = F.interpolate((pixels.float() / 255)[None], size, mode="bilinear", antialias=True)[0]
+        shares = pixels if pixels.is_floating_point() else pixels.float() / 255
+        resized = F.interpolate(shares[None], size, mode="bilinear", antialias=True)[0]
         mean, std = (torch.tensor(value)[:, None, None] for value in (IMAGE_MEAN, IMAGE_STD))
         return (resized - mean) / std
 

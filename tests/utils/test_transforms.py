@@ -57,7 +57,8 @@ def test_pil_images_of_any_mode_become_rgb():
     "image, error, words",
     [
         ("photo.jpg", TypeError, "numpy array or a PIL image, got str"),
-        (np.zeros((4, 5, 3), np.float32), TypeError, "uint8.*float32"),
+        (np.full((4, 5, 3), 7, np.float32), ValueError, "uint8 from 0 to 255, or floats from 0 to 1"),
+        (np.zeros((4, 5, 3), np.int64), TypeError, "uint8.*int64"),
         (np.zeros((4, 5), np.uint8), ValueError, r"\(height, width, 3\), got \(4, 5\)"),
         (np.zeros((3, 4, 5), np.uint8), ValueError, r"got \(3, 4, 5\)"),
         (np.zeros((0, 5, 3), np.uint8), ValueError, r"got \(0, 5, 3\)"),
@@ -137,3 +138,9 @@ def test_the_cleaned_input_is_left_as_it_was():
     logits = square_with_hole_and_speck()
     SAM2Transforms(64, 0.0, 5, 5).postprocess_masks(logits, (16, 16))
     assert torch.equal(logits, square_with_hole_and_speck())
+
+
+def test_floats_from_0_to_1_are_the_same_image_as_uint8():
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    prepare = SAM2Transforms(resolution=32, mask_threshold=0.0)
+    torch.testing.assert_close(prepare(pixels / 255), prepare(pixels), rtol=0, atol=1e-5)

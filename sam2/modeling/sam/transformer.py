@@ -138,12 +138,17 @@ class RoPEAttention(Attention):
         with torch.inference_mode(False):  # the table outlives the call, and may be needed for training later
             return compute_axial_cis(self.internal_dim // self.num_heads, columns, rows, self.rope_theta)
 
+    def fit_grid(self, side: int) -> None:
+        """Make the table for a square query grid; done early, a compiled forward pass finds it in place."""
+        if self.freqs_cis.shape[0] != side * side:
+            self.freqs_cis = self._table(side, side).to(self.freqs_cis.device)
+
     def _table_for(self, num_tokens: int) -> Tensor:
         if self.freqs_cis.shape[0] != num_tokens:
             side = math.isqrt(num_tokens)
             if side * side != num_tokens:
                 raise ValueError(f"rotary attention needs a square grid of queries, got {num_tokens} tokens")
-            self.freqs_cis = self._table(side, side).to(self.freqs_cis.device)
+            self.fit_grid(side)
         return self.freqs_cis
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, num_k_exclude_rope: int = 0) -> Tensor:
