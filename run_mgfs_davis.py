@@ -1,9 +1,12 @@
 #!/usr/bin/env python3
-"""Track the objects of DAVIS-layout sequences and write their masks as palette PNGs.
+"""Track the objects of DAVIS-layout sequences, skipping frames that need no network, and write palette PNGs.
 
     python run_mgfs_davis.py --demo                                     # needs no data
     python run_mgfs_davis.py --davis_root DAVIS --output masks          # the small embedded model
     python run_mgfs_davis.py --davis_root DAVIS --output masks --config large --checkpoint sam2.1_hiera_large.pt
+    python run_mgfs_davis.py --davis_root DAVIS --output sweep --strategy naive --threshold 0 0.05 0.07 0.10 0.15
+    python run_mgfs_davis.py --davis_root DAVIS --output plan --config large --threshold 0.05 0.10 --plan
+    torchrun --nproc_per_node 8 run_mgfs_davis.py --davis_root DAVIS --output masks --resume
 
 Every object of the first frame's annotation is prompted with its mask, under its own id (semi-supervised DAVIS 2017).
 """
@@ -11,146 +14,391 @@ Every object of the first frame's annotation is prompted with its mask, under it
 from __future__ import annotations
 
 import argparse
+import functools
+import json
+import logging
+import os
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
-DEMO_LENGTH = 40  # frames
-
-
-class SequenceRun(NamedTuple):
-    """What tracking one sequence took."""
-
-    name: str
-    frames: int
-    seconds: float
-
-
-def label_maps(predictor: Any, frames: Sequence[Path], first_labels: np.ndarray) -> Iterator[np.ndarray]:
-    """Track every object of the first frame's label map; yields a label map (H, W) uint8 per frame, in order."""
-    from sam2.utils.davis import merge_masks
-
-    state = predictor.init_state(frames)
-    if first_labels.shape != (state.video_height, state.video_width):
-        raise ValueError(
-            f"{frames[0].parent.name}: the annotation's size {first_labels.shape} is not that of its frames, "
-            f"{(state.video_height, state.video_width)}"
-        )
-    object_ids = np.unique(first_labels[first_labels > 0]).tolist()
-    if not object_ids:
-        raise ValueError(f"{frames[0].parent.name}: the first frame's annotation has no object")
-    try:
-        for obj_id in object_ids:
-            predictor.add_new_mask(state, 0, obj_id, first_labels == obj_id)
-        for _, obj_ids, logits in predictor.propagate_in_video(state, start_frame_idx=0, progress=False):
-            yield merge_masks(obj_ids, logits)
-    finally:
-        state.frames.close()
-
-
-def run_sequence(predictor: Any, root: Any, name: str, output: Path, progress: Any) -> SequenceRun:
-    """Track one sequence and write its masks to `output/name`."""
-    from sam2.utils.davis import read_label_map
-    from sam2.utils.video_io import PaletteMaskWriter
-
-    frames = root.frame_paths(name)
-    first_labels = read_label_map(root.annotation_path(name, frames[0].stem))
-    writer = PaletteMaskWriter(output / name)
-    progress.set_description(name)
-    start = time.perf_counter()
-    for path, labels in zip(frames, label_maps(predictor, frames, first_labels), strict=True):
-        writer.write(path.stem, labels)
-        progress.update()
-    return SequenceRun(name, len(frames), time.perf_counter() - start)
-
-
-def run(args: argparse.Namespace) -> list[SequenceRun]:
-    """Track all sequences that were asked for, and report frames, seconds and frames per second."""
-    from tqdm import tqdm
-
-    from sam2.build_sam import build_sam2_video_predictor
+if TYPE_CHECKING:
+    from sam2.frame_skipping import FrameDecision, SkipOptions
     from sam2.utils.davis import DavisRoot
+    from sam2.utils.drawn_clips import DrawnClip
+    from sam2.vos_records import RunFolder, Summary, Work
+    from sam2.vos_runs import ModelFiles
 
+logger = logging.getLogger("run_mgfs_davis")
+
+DEMO_LENGTH = 48  # frames
+DEMO_THRESHOLDS = {"naive": (0.02, 0.03, 0.05), "memory_guided": (0.1, 0.3, 1.0)}
+DEMO_CHOOSES = ("strategy", "threshold", "warp", "lookahead", "max_consecutive_skips", "plan", "resume", "sequences")
+
+RESULTS = """
+results, for one --threshold in --output, for several in --output/<strategy>_<threshold>:
+  <sequence>/<frame>.png    object ids, in DAVIS's palette
+  <sequence>/frames.json    a list of {"frame", "action", "change", "seconds"}; action is prompted, processed, reused or
+                            warped, change is in the unit of the strategy's threshold
+  <sequence>/sequence.json  the sequence's figures and settings; written last, so where it lies the sequence is finished
+  summary.json              frames, processed, skip_rate, seconds, fps, settings (with the checkpoint's SHA-256),
+                            versions, device, figures by sequence; seconds and fps are those of one process
+
+stopping and resuming:
+  Every file appears at once or not at all. After a kill, the same command with --resume tracks what is not finished. A
+  sequence that was cut short is tracked anew from its first frame: its masks follow from the memory of all frames
+  before, which is not saved, and so they equal those of a run that was never stopped. Finished sequences of other
+  settings are refused. Without --resume, results are replaced.
+
+several processes (torchrun, on one node or many that share --output):
+  The sequences are shared out by length; each process tracks its own, on the GPU of its LOCAL_RANK, and talks to no
+  other. A process that dies stops nobody: start it again with --resume.
+"""
+
+
+class Case(NamedTuple):
+    """One setting, and the folder of its results."""
+
+    options: SkipOptions
+    path: Path
+
+
+def cases(args: argparse.Namespace, model: ModelFiles) -> list[Case]:
+    """A case per threshold. What the command line does not say is as the predictor has it."""
+    import dataclasses
+
+    given = {name: getattr(args, name) for name in ("strategy", "lookahead", "max_consecutive_skips")}
+    changes = {name: value for name, value in given.items() if value is not None}
+    if args.warp is not None:
+        changes["warp"] = None if args.warp == "none" else args.warp
+    thresholds = [model.skipping.threshold] if args.threshold is None else args.threshold
+    if len(set(thresholds)) < len(thresholds):
+        raise ValueError(f"--threshold: each value once, got {' '.join(f'{t:g}' for t in thresholds)}")
+    options = [dataclasses.replace(model.skipping, threshold=threshold, **changes) for threshold in thresholds]
+    if len(options) == 1:
+        return [Case(options[0], args.output)]
+    return [Case(each, args.output / f"{each.strategy}_{each.threshold:g}") for each in options]
+
+
+class Progress:
+    """One bar over all frames of this process, with the sequence's name and the skip rate so far."""
+
+    def __init__(self, total: int, *, is_shown: bool) -> None:
+        from tqdm import tqdm
+
+        self.bar = tqdm(total=total, unit="frame", disable=not is_shown)
+        self.skipped = 0
+
+    def start(self, name: str) -> None:
+        self.bar.set_description(name)
+
+    def count(self, decision: FrameDecision) -> None:
+        from sam2.frame_skipping import SKIPPED
+
+        self.skipped += decision.action in SKIPPED
+        self.bar.set_postfix_str(f"skipped {self.skipped / (self.bar.n + 1):.0%}", refresh=False)
+        self.bar.update()
+
+
+def run(args: argparse.Namespace, wanted: Sequence[Case] = ()) -> list[Summary]:
+    """Track, or plan, this process's share of the sequences; returns what is there of each setting then.
+
+    Args:
+        wanted: the settings; by default those of the command line.
+    """
+    import torch
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    from sam2.utils.davis import DavisRoot
+    from sam2.vos_records import RunFolder
+    from sam2.vos_runs import ModelFiles, Rank, check_plannable, device_name, share_out
+
+    rank = Rank.from_environment(os.environ)
     root = DavisRoot.open(args.davis_root)
     names = args.sequences or root.sequences(args.split)
-    lengths = [len(root.frame_paths(name)) for name in names]
-    predictor = build_sam2_video_predictor(args.config, args.checkpoint, device=args.device, dtype=args.dtype)
-    with tqdm(total=sum(lengths), unit="frame") as progress:
-        runs = [run_sequence(predictor, root, name, args.output, progress) for name in names]
-    for r in runs:
-        print(f"{r.name:24} {r.frames:5} frames {r.seconds:8.1f} s {r.frames / r.seconds:7.2f} frames per second")
-    frames, seconds = sum(r.frames for r in runs), sum(r.seconds for r in runs)
-    print(f"{'all':24} {frames:5} frames {seconds:8.1f} s {frames / seconds:7.2f} frames per second")
-    print(f"masks: {args.output}")
-    return runs
+    stems = {name: [path.stem for path in root.frame_paths(name)] for name in names}
+    model = ModelFiles.find(args.config, args.checkpoint)
+    wanted = wanted or cases(args, model)
+    if args.plan:
+        check_plannable([case.options for case in wanted])
+    device = torch.device("cpu") if args.plan else rank.device(args.device)
+    folders = [
+        RunFolder(path, options, model.settings(options, args.dtype), device_name(device), is_plan=args.plan)
+        for options, path in wanted
+    ]
+    mine = share_out({name: len(stems[name]) for name in names}, rank.world_size)[rank.rank]
+    prepare(folders, names, mine, resume=args.resume)
+    todo = {name: [folder for folder in folders if not folder.is_finished(name, stems[name])] for name in mine}
+    todo = {name: unfinished for name, unfinished in todo.items() if unfinished}
+    if todo:
+        work = planner(root, model) if args.plan else tracker(args, root, device, next(iter(todo)))
+        total = sum(len(stems[name]) * len(unfinished) for name, unfinished in todo.items())
+        progress = Progress(total, is_shown=rank.rank == 0)
+        with progress.bar, logging_redirect_tqdm():
+            for name, unfinished in todo.items():
+                progress.start(name)
+                work(name, unfinished, progress.count)
+    return [folder.summarise(names) for folder in folders]
+
+
+def prepare(folders: Sequence[RunFolder], names: Sequence[str], mine: Sequence[str], *, resume: bool) -> None:
+    """See that the results can go where they shall; unless `resume`, forget what this process will do again."""
+    for folder in folders:
+        folder.check(names, resume=resume)
+    if not resume:
+        for folder in folders:
+            for name in mine:
+                folder.clear(name)
+
+
+DoSequence = Callable[[str, Sequence["RunFolder"], Callable[["FrameDecision"], None]], None]
+
+
+def tracker(args: argparse.Namespace, root: DavisRoot, device: Any, first: str) -> DoSequence:
+    """Build the predictor; returns what tracks a sequence with the settings of each folder, one after the other."""
+    from sam2.build_sam import build_sam2_video_predictor
+    from sam2.vos_runs import track_sequence, warm_up
+
+    predictor = build_sam2_video_predictor(args.config, args.checkpoint, device=device, dtype=args.dtype)
+    if device.type != "cpu":
+        warm_up(predictor, root, first)
+
+    def track(name: str, folders: Sequence[RunFolder], on_frame: Callable[[FrameDecision], None]) -> None:
+        for folder in folders:
+            logger.info("Tracking %s into %s", name, folder.path)
+            track_sequence(predictor, root, name, folder, on_frame)
+
+    return track
+
+
+def planner(root: DavisRoot, model: ModelFiles) -> DoSequence:
+    """Returns what decides on a sequence with the settings of all folders at once."""
+    from sam2.vos_runs import plan_sequence
+
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+    def plan(name: str, folders: Sequence[RunFolder], on_frame: Callable[[FrameDecision], None]) -> None:
+        plan_sequence(model.image_size, root, name, folders, on_frame, threads=threads)
+
+    return plan
+
+
+def report(summaries: Sequence[Summary], *, is_plan: bool) -> None:
+    """Print the figures of each setting; of a run that other processes go on with, only how far it is."""
+    for summary in summaries:
+        if summary.missing:
+            print(f"done here, {len(summary.missing)} sequences to come: {summary.folder}")
+            continue
+        for record in summary.records:
+            print(figures(record.name, record.work, is_plan=is_plan))
+        print(figures("all", summary.work, is_plan=is_plan))
+        print(f"{'plan' if is_plan else 'masks'}: {summary.folder}")
+
+
+def figures(name: str, work: Work, *, is_plan: bool) -> str:
+    """One line of the report."""
+    if is_plan:
+        return f"{name:24} {work.frames:5} frames {work.skip_rate:7.1%} skipped {work.expected_speedup:7.2f}x expected"
+    speed = f"{work.seconds:8.1f} s {work.fps:7.2f} frames per second"
+    return f"{name:24} {work.frames:5} frames {speed} {work.skip_rate:7.1%} skipped"
+
+
+# The demo
+
+
+class TradeOff(NamedTuple):
+    """What a setting gains and costs; rates and J&F are means over the sequences.
+
+    fidelity: J&F against the masks without skipping. accuracy: J&F against the annotation. speedup: as measured.
+    """
+
+    strategy: str
+    setting: float
+    lookahead: int
+    key_frames: str
+    skip_rate: float
+    fidelity: float
+    accuracy: float
+    speedup: float
 
 
 def demo(args: argparse.Namespace) -> None:
-    """Draw a small DAVIS-layout clip, track it, and leave a picture of the masks and their score."""
-    from sam2.utils.davis import read_label_map
-    from sam2.utils.drawn_clips import draw_clip, write_davis_layout
-    from sam2.utils.vos_metrics import score_label_maps
+    """Draw a DAVIS-layout set, track it without and with skipping, and leave pictures of masks and trade-off."""
+    import torch
 
-    clip = draw_clip(DEMO_LENGTH, height=240, width=428, num_objects=2, seed=args.seed)
-    args.davis_root, args.split, args.sequences = args.output / "davis", "val", ["drawn"]
-    write_davis_layout(args.davis_root, {"drawn": clip})
-    args.output = args.output / "masks"
-    run(args)
-    predicted = [read_label_map(args.output / "drawn" / f"{t:05d}.png") for t in range(DEMO_LENGTH)]
-    scores = score_label_maps("drawn", list(clip.labels), predicted).scores
-    print(f"J&F against the drawn masks: {scores.mean:.3f}")
-    picture = args.output.parent / "demo.png"
-    save_strip(picture, clip.frames, predicted)
-    print(f"picture: {picture}")
+    from sam2.frame_skipping import SkipOptions
+    from sam2.utils.drawn_clips import write_davis_layout
+    from sam2.vos_records import write_text
+    from sam2.vos_runs import Rank
+
+    if Rank.from_environment(os.environ).world_size > 1:
+        raise ValueError("--demo is for one process, not for torchrun")
+    clips = demo_clips(args.seed)
+    root = write_davis_layout(args.output / "davis", clips)
+    wanted = [Case(SkipOptions(threshold=0.0), args.output / "off")]
+    for strategy, thresholds in DEMO_THRESHOLDS.items():
+        wanted += [Case(SkipOptions(t, strategy), args.output / f"{strategy}_{t:g}") for t in thresholds]
+    task = argparse.Namespace(**{**vars(args), "davis_root": root.root, "split": "val", "sequences": None})
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so small a model gains nothing from more, and loses much where the cores are busy
+    try:
+        summaries = run(task, wanted)
+    finally:
+        torch.set_num_threads(threads)
+
+    print(f"{'':20}{'skipped':>10}{'J&F':>10}{'fidelity':>10}{'speed-up':>10}")
+    points = []
+    for case, summary in zip(wanted, summaries, strict=True):
+        point = measure(root, case, summary, summaries[0])
+        figures = f"{point.skip_rate:10.1%}{point.accuracy:10.3f}{point.fidelity:10.3f}{point.speedup:9.2f}x"
+        print(f"{case.path.name:20}{figures}")
+        points.append(point)
+    write_text(args.output / "tradeoff.json", json.dumps([point._asdict() for point in points], indent=1) + "\n")
+    draw_tradeoff(args.output / "tradeoff.png", points)
+    name, shown = next(iter(clips)), wanted[-2].path
+    save_strip(args.output / "demo.png", clips[name].frames, shown / name)
+    print(f"trade-off: {args.output / 'tradeoff.png'}\nmasks of {shown.name}: {args.output / 'demo.png'}")
 
 
-def save_strip(path: Path, frames: np.ndarray, labels: Sequence[np.ndarray], columns: int = 4) -> None:
+def demo_clips(seed: int) -> dict[str, DrawnClip]:
+    """Two clips that stand still for a while: one seen by a camera at rest, one by a camera that swings."""
+    from sam2.utils.drawn_clips import draw_clip
+
+    draw = functools.partial(draw_clip, DEMO_LENGTH, 240, 428, noise=2.0)
+    still = range(DEMO_LENGTH // 4, DEMO_LENGTH // 2)
+    return {
+        "rest": draw(num_objects=2, seed=seed, still=still),
+        "swing": draw(num_objects=2, seed=seed + 1, camera_shift=1.0, still=still),
+    }
+
+
+def measure(root: DavisRoot, case: Case, summary: Summary, off: Summary) -> TradeOff:
+    """Score a setting against the annotation and against the run without skipping."""
+    from sam2.utils.vos_metrics import evaluate
+
+    result = evaluate(root, [off.folder, case.path])
+    assert result.fidelity is not None
+    fidelity, accuracy = (
+        float(np.mean([sequence.scores.mean for sequence in sequences]))
+        for sequences in (result.fidelity, result.predictions[1])
+    )
+    skip_rate = float(np.mean([record.work.skip_rate for record in summary.records]))
+    options, speedup = case.options, off.work.seconds / summary.work.seconds
+    strategy = str(options.strategy) if options.is_on else "off"
+    setting = options.threshold or 0.0
+    return TradeOff(strategy, setting, options.lookahead, "model", skip_rate, fidelity, accuracy, speedup)
+
+
+def draw_tradeoff(path: Path, points: Sequence[TradeOff]) -> None:
+    """A curve per strategy, from the run without skipping on."""
+    from sam2.utils.plots import Curve, Point, draw_curves
+
+    off = next(point for point in points if point.strategy == "off")
+    curves = []
+    for strategy in dict.fromkeys(point.strategy for point in points if point is not off):
+        own = [point for point in points if point.strategy == strategy]
+        marks = [Point(100 * p.skip_rate, p.accuracy, f"{p.setting:g} ({p.speedup:.1f}x)") for p in own]
+        curves.append(Curve(strategy, [Point(0.0, off.accuracy, "" if curves else "off"), *marks]))
+    picture = draw_curves(
+        curves,
+        title="Frame skipping on drawn clips, small embedded model. Marked: threshold (speed-up)",
+        x_label="frames skipped, %",
+        y_label="J&F against the annotation",
+    )
+    picture.save(path)
+
+
+def save_strip(path: Path, frames: np.ndarray, masks: Path, columns: int = 4) -> None:
     """Eight frames of a clip with their masks, as one picture."""
     from PIL import Image
 
+    from sam2.utils.davis import read_label_map
     from sam2.utils.video_io import overlay
 
     chosen = np.linspace(0, len(frames) - 1, 2 * columns).round().astype(int)
-    tiles = [overlay(frames[t], labels[t]) for t in chosen]
+    tiles = [overlay(frames[t], read_label_map(masks / f"{t:05d}.png")) for t in chosen]
     rows = [np.concatenate(tiles[i : i + columns], axis=1) for i in range(0, len(tiles), columns)]
     Image.fromarray(np.concatenate(rows)).save(path)
 
 
+# The command line
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (--help lists the options)\n")
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line; what does not fit together is an error here, not later."""
-    parser = argparse.ArgumentParser(
-        description="Track the objects of DAVIS-layout sequences and write their masks as palette PNGs."
+    parser = Parser(
+        description=__doc__,
+        epilog=RESULTS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--davis_root", type=Path, help="folder with JPEGImages, Annotations and ImageSets")
-    parser.add_argument("--split", default="val", help="ImageSets/2017/<split>.txt (default: val)")
-    parser.add_argument("--sequences", nargs="+", metavar="NAME", help="only these sequences")
-    parser.add_argument("--config", help='model config: "tiny", "large", a YAML file ... (default: the embedded model)')
-    parser.add_argument("--checkpoint", type=Path, help="weights that belong to --config")
-    parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder for the masks (default: outputs)")
-    parser.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    parser.add_argument("--demo", action="store_true", help="track a drawn clip: needs no data")
-    parser.add_argument("--seed", type=int, default=0, help="of the drawn clip")
+    add_data_options(parser)
+    skipping = parser.add_argument_group("frame skipping (defaults are the predictor's)")
+    add = skipping.add_argument
+    add("--strategy", metavar="NAME", help="naive, mask_aware or memory_guided (default: naive)")
+    add("--threshold", type=float, nargs="+", metavar="T", help="one or several; 0 is SAM 2 itself (default: 0.05)")
+    add("--warp", choices=("auto", "flow", "none"), help="carry masks along by optical flow, or copy them (none)")
+    add("--lookahead", type=int, metavar="FRAMES", help="answer skipped frames from both sides (memory_guided)")
+    add("--max-consecutive-skips", type=int, metavar="FRAMES", help="then process a frame (default: no limit)")
+    add(
+        "--plan",
+        action="store_true",
+        help="decide without running the network (naive only): skip rate and expected speed-up, in seconds",
+    )
     args = parser.parse_args(argv)
     if (args.davis_root is None) == (not args.demo):
         parser.error("give either --davis_root or --demo")
-    if (args.config is None) != (args.checkpoint is None):
+    if args.config is None and args.checkpoint is not None:
+        parser.error("--checkpoint needs its --config")
+    if args.config is not None and args.checkpoint is None and not args.plan:
         parser.error("--config and --checkpoint belong together: give both, or neither for the embedded model")
+    own = [name for name in DEMO_CHOOSES if getattr(args, name) not in (None, False)]
+    if args.demo and own:
+        parser.error(f"--demo chooses its own data and settings, and takes no --{own[0].replace('_', '-')}")
     return args
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--davis_root", type=Path, help="folder with JPEGImages, Annotations and ImageSets")
+    add("--split", default="val", help="ImageSets/2017/<split>.txt (default: val)")
+    add("--sequences", nargs="+", metavar="NAME", help="only these sequences")
+    add("--config", help='model config: "tiny", "large", a YAML file ... (default: the embedded model)')
+    add("--checkpoint", type=Path, help="weights that belong to --config (--plan needs none)")
+    add("--output", type=Path, default=Path("outputs"), help="folder for the results (default: outputs)")
+    add("--resume", action="store_true", help="keep the sequences that are finished, if their settings are the same")
+    add("--device", help="cuda, mps or cpu (default: the best there is)")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    add("--verbose", action="store_true", help="log every frame that is skipped")
+    add("--demo", action="store_true", help="draw clips, track them without and with skipping: needs no data")
+    add("--seed", type=int, default=0, help="of the drawn clips")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     args = parse(argv)
+    if args.verbose:
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        demo(args) if args.demo else run(args)
-    except (FileNotFoundError, ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        if args.demo:
+            demo(args)
+        else:
+            report(run(args), is_plan=args.plan)
+    except (ImportError, OSError, ValueError, RuntimeError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command with --resume goes on", file=sys.stderr)
+        return 130
     return 0
 
 

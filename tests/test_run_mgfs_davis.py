@@ -1,15 +1,31 @@
-"""The main job: DAVIS-layout folder in, palette PNGs out."""
+"""The main job: DAVIS-layout folder in, palette PNGs and the record of every frame out."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import run_mgfs_davis
+from sam2 import build_sam, vos_runs
+from sam2.frame_skipping import FrameDecision, SkipOptions
+from sam2.modeling.outputs import FrameOutput
 from sam2.utils.davis import read_label_map
 from sam2.utils.drawn_clips import draw_clip, write_davis_layout
 from sam2.utils.vos_metrics import score_label_maps
+from sam2.vos_runs import TrackedFrame
 
 LENGTH = 4
+SCRIPT = Path(run_mgfs_davis.__file__)
 
 
 @pytest.fixture(scope="module")
@@ -22,30 +38,244 @@ def davis(tmp_path_factory):
     return root, clips
 
 
+@pytest.fixture(scope="module")
+def stills(tmp_path_factory):
+    """Five sequences of 3 to 7 frames in which nothing moves but the last frame."""
+    root = tmp_path_factory.mktemp("stills")
+    write_davis_layout(
+        root, {f"s{n}": draw_clip(n, 64, 96, 1, seed=n, motion="fast", still=range(n - 1)) for n in range(3, 8)}
+    )
+    return root
+
+
+@pytest.fixture
+def tracked(monkeypatch):
+    """No network: every frame shows the first one's labels. The list of (sequence, options) that were tracked."""
+    calls = []
+
+    def track_frames(predictor, frames, first_labels):
+        calls.append((frames[0].parent.name, predictor.skipping))
+        for t, _ in enumerate(frames):
+            action = "reused" if t and predictor.skipping.is_on else "processed"
+            yield TrackedFrame(first_labels, FrameDecision(t, action, 0.0, "", 0.01))
+
+    def build(config_file, ckpt_path, **options):
+        return SimpleNamespace(skipping=SkipOptions(), **options)
+
+    monkeypatch.setattr(vos_runs, "track_frames", track_frames)
+    monkeypatch.setattr(build_sam, "build_sam2_video_predictor", build)
+    return calls
+
+
+def run(root, output, *arguments):
+    return run_mgfs_davis.main(["--davis_root", str(root), "--output", str(output), "--device", "cpu", *arguments])
+
+
+def read_json(*parts):
+    return json.loads(Path(*parts).read_text())
+
+
+def files_of(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+# Tracking
+
+
 def test_every_object_is_tracked_under_its_own_id_and_written_as_palette_png(davis, tmp_path, capsys):
     root, clips = davis
-    assert run_mgfs_davis.main(["--davis_root", str(root), "--output", str(tmp_path), "--device", "cpu"]) == 0
+    assert run(root, tmp_path, "--threshold", "0") == 0
     for name, clip in clips.items():
         masks = [read_label_map(tmp_path / name / f"{t:05d}.png") for t in range(LENGTH)]
         assert set(np.unique(masks[-1])) == {0, 1, 9}
         assert score_label_maps(name, list(clip.labels), masks).scores.mean > 0.7
         with Image.open(tmp_path / name / "00000.png") as picture:
             assert (picture.mode, picture.getpalette()[3:6]) == ("P", [128, 0, 0])
-    assert "8 frames" in capsys.readouterr().out.splitlines()[2]
+        actions = [frame["action"] for frame in read_json(tmp_path, name, "frames.json")]
+        assert actions == ["prompted", "processed", "processed", "processed"]
+    last_line = capsys.readouterr().out.splitlines()[2]
+    assert "8 frames" in last_line and "0.0% skipped" in last_line
 
 
-def test_only_the_named_sequences_are_tracked(davis, tmp_path):
-    root, _ = davis
-    run_mgfs_davis.main(["--davis_root", str(root), "--sequences", "two", "--output", str(tmp_path), "--device", "cpu"])
-    assert [p.name for p in tmp_path.iterdir()] == ["two"]
+def test_a_plan_decides_as_the_network_run_does(stills, tmp_path):
+    options = ("--threshold", "0.01", "--warp", "flow", "--max-consecutive-skips", "2", "--sequences", "s6")
+    assert run(stills, tmp_path / "run", *options) == 0
+    assert run(stills, tmp_path / "plan", *options, "--plan") == 0
+    done, planned = (read_json(tmp_path, name, "s6", "frames.json") for name in ("run", "plan"))
+    assert [frame["action"] for frame in done] == ["prompted", "warped", "warped", "processed", "warped", "processed"]
+    keys = ("frame", "action", "change")
+    assert [[frame[key] for key in keys] for frame in planned] == [[frame[key] for key in keys] for frame in done]
+    assert files_of(tmp_path / "plan") == {"summary.json", "s6/frames.json", "s6/sequence.json"}
 
 
-def test_the_demo_needs_no_data_and_leaves_a_picture(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(run_mgfs_davis, "DEMO_LENGTH", 3)
+def test_tracking_with_a_1024_model_skips_the_published_frames(shared, tmp_path, monkeypatch):
+    predictor = build_sam.build_sam2_video_predictor(hydra_overrides_extra=["++model.image_size=1024"], device="cpu")
+    score = torch.full((1, 1), 9.0)
+    answer = FrameOutput(torch.zeros(1, 1, 256, 256), torch.zeros(1, 128), score, ious=torch.ones(1, 1))
+    monkeypatch.setattr(predictor, "_track_object", lambda *_, **__: answer)
+    monkeypatch.setattr(predictor, "_write_prompted_memory", lambda *_: None)
+    monkeypatch.setattr(build_sam, "build_sam2_video_predictor", lambda *_, **__: predictor)
+    clip = "paragliding-launch"
+    assert run(shared / "davis_mini", tmp_path, "--threshold", "0.15", "--sequences", clip) == 0
+    published = read_json(shared, "golden", "published_gate.json")[clip]["0.15"]
+    frames = read_json(tmp_path, clip, "frames.json")
+    assert [frame["frame"] for frame in frames if frame["action"] == "reused"] == published["skipped"]
+    assert [frame["change"] for frame in frames[1:]] == pytest.approx(published["mad"], abs=1e-6)
+
+
+def test_only_the_named_sequences_are_tracked(stills, tracked, tmp_path):
+    run(stills, tmp_path, "--sequences", "s4", "s4")
+    assert [name for name, _ in tracked] == ["s4"]
+    assert files_of(tmp_path) == {
+        "summary.json", "s4/frames.json", "s4/sequence.json", *(f"s4/{t:05d}.png" for t in range(4)),
+    }  # fmt: skip
+
+
+def test_the_skip_options_of_the_command_line_reach_the_predictor(stills, tracked, tmp_path):
+    run(stills, tmp_path, "--sequences", "s3")
+    run(stills, tmp_path, "--sequences", "s3", "--strategy", "memory_guided", "--threshold", "0.3", "--warp", "none",
+        "--lookahead", "8", "--max-consecutive-skips", "5")  # fmt: skip
+    assert [options for _, options in tracked] == [
+        SkipOptions(),
+        SkipOptions(0.3, "memory_guided", warp=None, lookahead=8, max_consecutive_skips=5),
+    ]
+
+
+def test_several_thresholds_have_a_folder_each_and_take_turns_by_sequence(stills, tracked, tmp_path, capsys):
+    run(stills, tmp_path, "--strategy", "mask_aware", "--threshold", "0", "0.10", "--sequences", "s3", "s4")
+    assert [(name, options.threshold) for name, options in tracked] == [("s4", 0), ("s4", 0.1), ("s3", 0), ("s3", 0.1)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mask_aware_0", "mask_aware_0.1"]
+    summary = read_json(tmp_path, "mask_aware_0.1", "summary.json")
+    assert (summary["frames"], summary["processed"], summary["skip_rate"]) == (7, 2, 0.714286)
+    assert summary["settings"]["strategy"] == "mask_aware" and len(summary["settings"]["checkpoint_sha256"]) == 64
+    assert "71.4% skipped" in capsys.readouterr().out
+
+
+def test_skipped_frames_are_logged_when_asked_for(stills, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    run(stills, tmp_path, "--sequences", "s3", "--verbose")
+    assert "Skipping frame 1 due to low MAD (0.00)" in caplog.messages
+
+
+# Stopping and resuming
+
+
+def test_resuming_tracks_only_what_is_not_finished(stills, tracked, tmp_path):
+    run(stills, tmp_path, "--sequences", "s3", "s5")
+    before = {name: (tmp_path / name).stat().st_mtime_ns for name in ("s3/00001.png", "s5/00001.png")}
+    (tmp_path / "s5" / "sequence.json").unlink()
+    (tmp_path / "s5" / ".00004.png.77.part").write_text("half a picture")
+    tracked.clear()
+    assert run(stills, tmp_path, "--resume") == 0
+    assert (tmp_path / "s5" / "sequence.json").exists() and not list(tmp_path.rglob("*.part"))
+    assert sorted(name for name, _ in tracked) == ["s4", "s5", "s6", "s7"]
+    after = {name: (tmp_path / name).stat().st_mtime_ns for name in before}
+    assert after["s3/00001.png"] == before["s3/00001.png"] and after["s5/00001.png"] > before["s5/00001.png"]
+    assert read_json(tmp_path, "summary.json")["frames"] == 3 + 4 + 5 + 6 + 7
+
+
+def test_resuming_a_finished_run_builds_no_model(stills, tracked, tmp_path, monkeypatch):
+    run(stills, tmp_path, "--sequences", "s3")
+    monkeypatch.setattr(build_sam, "build_sam2_video_predictor", None)
+    assert run(stills, tmp_path, "--sequences", "s3", "--resume") == 0
+
+
+def test_without_resume_everything_is_tracked_again(stills, tracked, tmp_path):
+    for threshold in ("0.1", "0.2"):
+        assert run(stills, tmp_path, "--sequences", "s3", "--threshold", threshold) == 0
+    assert len(tracked) == 2 and read_json(tmp_path, "summary.json")["settings"]["threshold"] == 0.2
+
+
+def test_a_run_that_replaced_another_one_and_broke_off_can_be_resumed(stills, tracked, tmp_path, monkeypatch, capsys):
+    assert run(stills, tmp_path, "--threshold", "0.1") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(vos_runs, "read_label_map", lambda path: 1 / 0 if "s5" in str(path) else read_label_map(path))
+        with pytest.raises(ZeroDivisionError):
+            run(stills, tmp_path, "--threshold", "0.2")
+    tracked.clear()
+    assert run(stills, tmp_path, "--threshold", "0.2", "--resume") == 0
+    assert [name for name, _ in tracked] == ["s5", "s4", "s3"]
+
+
+def test_resuming_with_other_settings_is_refused_and_says_what_differs(stills, tracked, tmp_path, capsys):
+    run(stills, tmp_path, "--sequences", "s3", "--threshold", "0.1")
+    assert run(stills, tmp_path, "--threshold", "0.2", "--max-consecutive-skips", "3", "--resume") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.endswith("s3 has other settings: threshold was 0.1, is 0.2, max_consecutive_skips was None, is 3")
+    assert len(tracked) == 1
+
+
+def test_a_killed_run_leaves_whole_files_and_resumes_to_the_masks_of_an_unbroken_one(tmp_path):
+    root = tmp_path / "davis"
+    clips = {name: draw_clip(length, 96, 128, 1, seed=length) for name, length in (("long", 8), ("short", 3))}
+    write_davis_layout(root, clips)
+    command = [sys.executable, str(SCRIPT), "--davis_root", str(root), "--device", "cpu", "--threshold", "0.01"]
+    with subprocess.Popen(
+        [*command, "--output", str(tmp_path / "killed")],
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    ) as process:
+        while process.poll() is None and not (tmp_path / "killed" / "long" / "00003.png").exists():
+            time.sleep(0.002)
+        os.kill(process.pid, signal.SIGKILL)
+    left = [path for path in (tmp_path / "killed").rglob("*") if path.is_file() and path.suffix != ".part"]
+    assert 4 <= len(left) <= 8 and all(read_label_map(path).shape == (96, 128) for path in left)
+
+    assert run(root, tmp_path / "killed", "--threshold", "0.01", "--resume") == 0
+    assert run(root, tmp_path / "whole", "--threshold", "0.01") == 0
+    assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
+    for name, clip in clips.items():
+        for t in range(len(clip.frames)):
+            masks = [(tmp_path / which / name / f"{t:05d}.png").read_bytes() for which in ("killed", "whole")]
+            assert masks[0] == masks[1]
+
+
+# Several processes
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_ranks_share_the_sequences_and_the_last_one_sums_up(stills, tracked, tmp_path, monkeypatch, capsys, order):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    shares = {}
+    for rank in order:
+        monkeypatch.setenv("RANK", str(rank))
+        tracked.clear()
+        assert run(stills, tmp_path) == 0
+        shares[rank] = [name for name, _ in tracked]
+    assert shares == {0: ["s7", "s4", "s3"], 1: ["s6", "s5"]}
+    summary = read_json(tmp_path, "summary.json")
+    assert (summary["frames"], summary["missing"], len(summary["sequences"])) == (25, [], 5)
+    out = capsys.readouterr().out
+    assert f"{len(shares[order[1]])} sequences to come" in out and out.count("frames per second") == 6
+
+
+def test_a_rank_without_a_sequence_has_nothing_to_do(stills, tracked, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("RANK", "2")
+    assert run(stills, tmp_path, "--sequences", "s3", "s4") == 0
+    assert tracked == []
+
+
+# The demo
+
+
+def test_the_demo_needs_no_data_and_leaves_the_trade_off_and_a_picture_of_masks(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(run_mgfs_davis, "DEMO_LENGTH", 4)
+    monkeypatch.setattr(run_mgfs_davis, "DEMO_THRESHOLDS", {"naive": (0.05,), "memory_guided": (0.3,)})
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert run_mgfs_davis.main(["--demo", "--output", str(tmp_path), "--device", "cpu"]) == 0
-    assert "J&F against the drawn masks: 0." in capsys.readouterr().out
-    with Image.open(tmp_path / "demo.png") as picture:
-        assert picture.size[0] > picture.size[1]
+    points = read_json(tmp_path, "tradeoff.json")
+    assert [(p["strategy"], p["setting"]) for p in points] == [("off", 0), ("naive", 0.05), ("memory_guided", 0.3)]
+    assert (points[0]["skip_rate"], points[0]["fidelity"], points[0]["speedup"]) == (0.0, 1.0, 1.0)
+    assert all(0 < p["skip_rate"] < 1 and p["fidelity"] < 1 and p["accuracy"] > 0.5 for p in points[1:])
+    out = capsys.readouterr().out
+    assert f"off{'0.0%':>27}{points[0]['accuracy']:10.3f}" in out
+    for name in ("demo.png", "tradeoff.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert picture.size[0] > picture.size[1]
+
+
+# Mistakes
 
 
 @pytest.mark.parametrize(
@@ -54,24 +284,58 @@ def test_the_demo_needs_no_data_and_leaves_a_picture(tmp_path, capsys, monkeypat
         ([], "give either --davis_root or --demo"),
         (["--davis_root", "x", "--demo"], "give either --davis_root or --demo"),
         (["--davis_root", "x", "--config", "tiny"], "--config and --checkpoint belong together"),
+        (["--davis_root", "x", "--checkpoint", "a.pt"], "--checkpoint needs its --config"),
+        (
+            ["--demo", "--max-consecutive-skips", "3"],
+            "--demo chooses its own data and settings, and takes no --max-con",
+        ),
+        (["--davis_root", "x", "--threshold", "low"], "argument --threshold: invalid float value: 'low'"),
+        (["--davis_root", "x", "--warp", "up"], "argument --warp: invalid choice"),
     ],
 )
-def test_arguments_that_do_not_fit_together_are_refused(arguments, message, capsys):
+def test_arguments_that_do_not_fit_together_are_refused_in_one_line(arguments, message, capsys):
     with pytest.raises(SystemExit) as stop:
         run_mgfs_davis.main(arguments)
-    assert stop.value.code == 2 and message in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and message in error and error.count("\n") == 1
 
 
-def test_bad_data_gives_one_line_and_an_exit_code(davis, tmp_path, capsys):
-    root, _ = davis
-    assert run_mgfs_davis.main(["--davis_root", str(tmp_path / "nowhere"), "--output", str(tmp_path)]) == 2
-    assert run_mgfs_davis.main(["--davis_root", str(root), "--sequences", "three", "--output", str(tmp_path)]) == 2
-    errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 2 and all(line.startswith("error: ") for line in errors)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sequences", "three"], "no frames of 'three'"),
+        (["--split", "test"], "split: 'test' is not one of val"),
+        (["--strategy", "clever"], "must be one of naive, mask_aware, memory_guided, got 'clever'"),
+        (["--threshold", "-0.1"], "must be a finite number of 0 or more, got -0.1"),
+        (["--threshold", "0.1", "nan"], "must be a finite number of 0 or more, got nan"),
+        (["--threshold", "0.1", "0.10"], "--threshold: each value once, got 0.1 0.1"),
+        (["--lookahead", "4"], "skip_lookahead needs skip_strategy 'memory_guided'"),
+        (["--max-consecutive-skips", "0"], "max_consecutive_skips must be at least 1"),
+        (["--plan", "--strategy", "memory_guided"], "only the strategy \"naive\" can do, got 'memory_guided'"),
+        (["--config", "huge", "--checkpoint", "a.pt"], "config_file 'huge' is neither a file nor one of"),
+        (["--config", "tiny", "--checkpoint", "a.pt"], "checkpoint: no such file: a.pt"),
+    ],
+)
+def test_what_cannot_be_done_gives_one_line_and_an_exit_code(stills, tracked, tmp_path, capsys, arguments, message):
+    assert run(stills, tmp_path / "out", *arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+    assert not (tmp_path / "out").exists() and tracked == []
+
+
+def test_a_data_set_that_is_not_there_gives_one_line_and_an_exit_code(tmp_path, capsys):
+    assert run(tmp_path / "nowhere", tmp_path) == 2
+    assert capsys.readouterr().err == f"error: root: no such folder: {tmp_path / 'nowhere'}\n"
+
+
+def test_a_plan_does_not_replace_the_records_of_a_run(stills, tracked, tmp_path, capsys):
+    run(stills, tmp_path, "--sequences", "s3")
+    assert run(stills, tmp_path, "--sequences", "s3", "--plan") == 2
+    assert "holds the masks of a run" in capsys.readouterr().err
 
 
 def test_an_annotation_of_another_size_is_refused(tmp_path, capsys):
     clip = draw_clip(LENGTH, 96, 128, num_objects=1, seed=0)
     write_davis_layout(tmp_path, {"one": clip._replace(labels=clip.labels[:, ::2, ::2])})
-    assert run_mgfs_davis.main(["--davis_root", str(tmp_path), "--output", str(tmp_path / "m"), "--device", "cpu"]) == 2
+    assert run(tmp_path, tmp_path / "m") == 2
     assert "one: the annotation's size (48, 64) is not that of its frames, (96, 128)" in capsys.readouterr().err

@@ -1,0 +1,231 @@
+"""The results of runs over sequences, on disk: masks, what was done with each frame, and what it took.
+
+The results of one setting are a folder (`RunFolder`):
+
+    <sequence>/<frame>.png      label map of a frame
+    <sequence>/frames.json      what was done with each frame
+    <sequence>/sequence.json    what the sequence took; written last, so where it lies the sequence is finished
+    summary.json                what all sequences together took
+
+A file appears at once or not at all, and each sequence has its files to itself: processes that share a run need no
+other agreement than who tracks which sequence, and any of them, on any node that sees the folder, can sum up.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import torch
+
+from sam2 import __version__
+from sam2.frame_skipping import SKIPPED, FrameDecision, SkipOptions
+
+
+class Work(NamedTuple):
+    """Frames, how many of them the network saw, and the seconds that took (of all processes together)."""
+
+    frames: int
+    processed: int
+    seconds: float
+
+    @property
+    def skip_rate(self) -> float:
+        """Share of frames that the network did not see, 0 to 1."""
+        return 1.0 - self.processed / max(self.frames, 1)
+
+    @property
+    def fps(self) -> float:
+        """Frames per second of one process; 0 where no time was taken."""
+        return self.frames / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def expected_speedup(self) -> float:
+        """What skipping gains where the network is all that takes time: 1 / (1 - skip rate)."""
+        return self.frames / max(self.processed, 1)
+
+    def to_json(self) -> dict[str, float]:
+        return {
+            "frames": self.frames,
+            "processed": self.processed,
+            "skip_rate": round(self.skip_rate, 6),
+            "seconds": round(self.seconds, 6),
+            "fps": round(self.fps, 3),
+        }
+
+
+class SequenceRecord(NamedTuple):
+    """What one finished sequence took."""
+
+    name: str
+    frames: int
+    processed: int
+    seconds: float
+    device: str
+    is_plan: bool
+    settings: Mapping[str, Any]
+
+    @property
+    def work(self) -> Work:
+        return Work(self.frames, self.processed, self.seconds)
+
+    @classmethod
+    def read(cls, path: Path) -> SequenceRecord | None:
+        """Read a `sequence.json`; None where there is none.
+
+        Raises:
+            ValueError: the file is not such a record.
+        """
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: not the record of a sequence ({error}); remove it to start anew") from error
+
+
+class Summary(NamedTuple):
+    """What a run took.
+
+    missing: sequences of the run that are not finished.
+    """
+
+    folder: Path
+    records: Sequence[SequenceRecord]
+    missing: Sequence[str]
+
+    @property
+    def work(self) -> Work:
+        """All sequences together."""
+        return Work(*(sum(column) for column in zip((0, 0, 0.0), *(r.work for r in self.records), strict=True)))
+
+
+class RunFolder:
+    """The results of one setting.
+
+    Args:
+        path: the folder; made when the first file is written.
+        options: when and how frames are skipped.
+        settings: of `ModelFiles.settings`.
+        device: as it is put on record.
+        is_plan: decisions only, without masks.
+    """
+
+    def __init__(
+        self, path: Path, options: SkipOptions, settings: Mapping[str, Any], device: str, *, is_plan: bool = False
+    ) -> None:
+        self.path, self.options, self.settings = path, options, settings
+        self.device, self.is_plan = device, is_plan
+
+    def record(self, name: str) -> SequenceRecord | None:
+        """What a sequence took, whatever its settings; None if it is not finished."""
+        return SequenceRecord.read(self.path / name / "sequence.json")
+
+    def check(self, names: Sequence[str], *, resume: bool) -> None:
+        """See that work on these sequences does not mix with, or replace, what it should not.
+
+        Raises:
+            ValueError: a plan where there are masks; or, with `resume`, sequences tracked with other settings.
+        """
+        for name in names:
+            record = self.record(name)
+            if record is None:
+                continue
+            if self.is_plan and not record.is_plan:
+                raise ValueError(f"{self.path} holds the masks of a run: give the plan another --output")
+            if resume and record.is_plan == self.is_plan and not self._is_ours(record):
+                keys = {**record.settings, **self.settings}
+                values = [(key, record.settings.get(key), self.settings.get(key)) for key in keys]
+                differing = ", ".join(f"{key} was {old!r}, is {new!r}" for key, old, new in values if old != new)
+                raise ValueError(f"cannot resume in {self.path}: {name} has other settings: {differing}")
+
+    def is_finished(self, name: str, stems: Sequence[str]) -> bool:
+        """Whether a sequence of these frames needs no more work: all its files are there."""
+        record = self.record(name)
+        if record is None or not self._is_ours(record):
+            return False
+        wanted = {"frames.json"} if self.is_plan else {"frames.json", *(f"{stem}.png" for stem in stems)}
+        return record.frames == len(stems) and wanted <= set(os.listdir(self.path / name))
+
+    def clear(self, name: str) -> None:
+        """Forget that a sequence was finished, and what a killed process left unfinished of its files."""
+        (self.path / "summary.json").unlink(missing_ok=True)
+        (self.path / name / "sequence.json").unlink(missing_ok=True)
+        for leftover in (self.path / name).glob(".*.part"):
+            leftover.unlink(missing_ok=True)
+
+    def finish(self, name: str, decisions: Sequence[FrameDecision], seconds: float) -> None:
+        """Put a sequence on record. `frames.json` comes first: the record says that all else is there."""
+        lines = [
+            json.dumps(
+                {"frame": d.frame, "action": d.action, "change": round(d.change, 6), "seconds": round(d.seconds, 6)}
+            )
+            for d in decisions
+        ]
+        write_text(self.path / name / "frames.json", "[\n" + ",\n".join(lines) + "\n]\n")
+        processed = sum(d.action not in SKIPPED for d in decisions)
+        record = SequenceRecord(
+            name, len(decisions), processed, round(seconds, 6), self.device, self.is_plan, self.settings
+        )
+        write_text(self.path / name / "sequence.json", json.dumps(record._asdict(), indent=1) + "\n")
+
+    def summarise(self, names: Sequence[str]) -> Summary:
+        """Sum up the finished sequences in `summary.json`.
+
+        Every rank does so at its end. The one that comes last sees all records, and none can undo its work: who finds
+        new records after writing writes again.
+        """
+        while True:
+            summary = self._sum_up(names)
+            write_text(self.path / "summary.json", json.dumps(self._content(summary), indent=1) + "\n")
+            if self._sum_up(names) == summary:
+                return summary
+
+    def _sum_up(self, names: Sequence[str]) -> Summary:
+        found = (SequenceRecord.read(path) for path in sorted(self.path.glob("*/sequence.json")))
+        records = [r for r in found if r is not None and self._is_ours(r)]
+        missing = sorted(set(names) - {record.name for record in records})
+        return Summary(self.path, records, missing)
+
+    def _content(self, summary: Summary) -> dict[str, Any]:
+        expected = {"expected_speedup": round(summary.work.expected_speedup, 3)} if self.is_plan else {}
+        return {
+            **summary.work.to_json(),
+            **expected,
+            "plan": self.is_plan,
+            "settings": dict(self.settings),
+            "versions": versions(),
+            "device": ", ".join(sorted({record.device for record in summary.records})) or self.device,
+            "sequences": {r.name: r.work.to_json() for r in summary.records},
+            "missing": list(summary.missing),
+        }
+
+    def _is_ours(self, record: SequenceRecord) -> bool:
+        return record.settings == self.settings and record.is_plan == self.is_plan
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file at once or not at all; missing folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the answers depend on."""
+    return {
+        "sam2": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "opencv": cv2.__version__,
+    }

@@ -1,0 +1,310 @@
+"""Runs over DAVIS-layout sequences: which process does what, with which model, and the work itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from sam2.build_sam import EMBEDDED, find_config, load_config, packaged_file, pick_device
+from sam2.frame_skipping import FrameDecision, SkipOptions, all_frames, gated_frames
+from sam2.utils.change_detection import GateFrame, KeyFrame
+from sam2.utils.davis import DavisRoot, merge_masks, read_label_map
+from sam2.utils.frame_loader import FrameLoader
+from sam2.utils.video_io import PaletteMaskWriter
+from sam2.vos_records import RunFolder
+
+SKIP_OPTIONS = {  # by the name that configs and the predictor give them
+    "skip_strategy": "strategy",
+    "skip_mad_threshold": "threshold",
+    "skip_warp": "warp",
+    "skip_lookahead": "lookahead",
+    "max_consecutive_skips": "max_consecutive_skips",
+}
+
+OnFrame = Callable[[FrameDecision], None]
+
+
+# Who does what
+
+
+class Rank(NamedTuple):
+    """One of several processes that share a run, as torchrun numbers them."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Rank:
+        """Read RANK, WORLD_SIZE and LOCAL_RANK; a process without them is alone.
+
+        Raises:
+            ValueError: a variable that is no number, or a rank that is not below the world size.
+        """
+        values = []
+        for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)):
+            text = environment.get(name, str(default))
+            if not text.isdecimal():
+                raise ValueError(f"{name} must be a whole number, got {text!r}")
+            values.append(int(text))
+        rank = cls(*values)
+        if rank.rank >= rank.world_size:
+            raise ValueError(f"RANK must be below WORLD_SIZE, got {rank.rank} and {rank.world_size}")
+        return rank
+
+    def device(self, wanted: str | None) -> torch.device:
+        """The device of this rank: `wanted`, or the best there is; of several GPUs the one with its local rank."""
+        device = pick_device() if wanted is None else torch.device(wanted)
+        if device.type != "cuda" or device.index is not None or self.world_size == 1:
+            return device
+        if self.local_rank >= torch.cuda.device_count():
+            raise ValueError(
+                f"LOCAL_RANK {self.local_rank} needs a GPU of its own, and there are {torch.cuda.device_count()}: "
+                "start as many processes per node as it has GPUs, or name a --device for all of them"
+            )
+        return torch.device(device.type, self.local_rank)
+
+
+def share_out(lengths: Mapping[str, int], world_size: int) -> list[list[str]]:
+    """Share sequences out over ranks: longest first, each to the rank that has the fewest frames so far.
+
+    Args:
+        lengths: frames by sequence.
+
+    Returns:
+        The names of each rank, in the order it tracks them. Every rank that asks gets the same answer.
+    """
+    shares: list[list[str]] = [[] for _ in range(world_size)]
+    loads = [0] * world_size
+    for name in sorted(lengths, key=lambda name: (-lengths[name], name)):
+        lightest = loads.index(min(loads))
+        shares[lightest].append(name)
+        loads[lightest] += lengths[name]
+    return shares
+
+
+# With what
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """What a run must know of its model before, or without, building it.
+
+    Attributes:
+        config: the config file.
+        checkpoint: the file with the weights; None where none are needed.
+        image_size: the network's input size, pixels.
+        skipping: the skip options that a predictor of this config starts with.
+    """
+
+    config: Path
+    checkpoint: Path | None
+    image_size: int
+    skipping: SkipOptions
+
+    @classmethod
+    def find(cls, config: str | None, checkpoint: Path | None) -> ModelFiles:
+        """Find the files; None for both is the embedded model.
+
+        Raises:
+            FileNotFoundError: no such config or checkpoint.
+            ValueError: the config does not say `model.image_size`, or has skip options that make no sense.
+        """
+        if config is None:
+            checkpoint = packaged_file("checkpoints", EMBEDDED.checkpoint)
+        path = find_config(EMBEDDED.config_file if config is None else config)
+        if checkpoint is not None and not checkpoint.is_file():
+            raise FileNotFoundError(
+                f"checkpoint: no such file: {checkpoint}; checkpoints/download_ckpts.sh downloads Meta's"
+            )
+        model = load_config(path).get("model") or {}
+        if "image_size" not in model:
+            raise ValueError(f"config: {path} does not say model.image_size")
+        skipping = SkipOptions(**{field: model[name] for name, field in SKIP_OPTIONS.items() if name in model})
+        return cls(path, checkpoint, int(model["image_size"]), skipping)
+
+    @cached_property
+    def checkpoint_sha256(self) -> str | None:
+        """SHA-256 of the checkpoint file, in hexadecimal."""
+        if self.checkpoint is None:
+            return None
+        digest = hashlib.sha256()
+        with self.checkpoint.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+        return digest.hexdigest()
+
+    def settings(self, options: SkipOptions, dtype: str) -> dict[str, Any]:
+        """All that the masks of a run follow from, but for the frames; results of equal settings can be mixed."""
+        return {
+            "strategy": options.strategy if isinstance(options.strategy, str) else type(options.strategy).__name__,
+            "threshold": options.threshold or 0.0,
+            "warp": "flow" if options.warps else None,
+            "lookahead": options.lookahead,
+            "max_consecutive_skips": options.max_consecutive_skips,
+            "config": self.config.stem,
+            "image_size": self.image_size,
+            "dtype": dtype,
+            "checkpoint_sha256": self.checkpoint_sha256,
+        }
+
+
+def device_name(device: torch.device) -> str:
+    """A device as it is put on record: with the GPU's name, without its number."""
+    if device.type == "cuda":
+        return f"{device.type} ({torch.cuda.get_device_name(device)})"
+    return device.type
+
+
+# The work
+
+
+class TrackedFrame(NamedTuple):
+    """A frame's object ids (H, W) uint8, and how it came by them."""
+
+    labels: np.ndarray
+    decision: FrameDecision
+
+
+def track_frames(predictor: Any, frames: Sequence[Path], first_labels: np.ndarray) -> Iterator[TrackedFrame]:
+    """Track every object of the first frame's label map under its own id; yields every frame, in order.
+
+    Args:
+        predictor: a `SAM2VideoPredictor`.
+        frames: pictures, of one sequence.
+        first_labels: object ids (H, W) uint8 of the first of them.
+
+    Raises:
+        ValueError: the label map has no object, or another size than the frames.
+    """
+    name = frames[0].parent.name
+    state = predictor.init_state(list(frames))
+    try:
+        size = (state.video_height, state.video_width)
+        if first_labels.shape != size:
+            raise ValueError(f"{name}: the annotation's size {first_labels.shape} is not that of its frames, {size}")
+        object_ids = np.unique(first_labels[first_labels > 0]).tolist()
+        if not object_ids:
+            raise ValueError(f"{name}: the first frame's annotation has no object")
+        for obj_id in object_ids:
+            predictor.add_new_mask(state, 0, obj_id, first_labels == obj_id)
+        for t, obj_ids, logits in predictor.propagate_in_video(state, start_frame_idx=0, progress=False):
+            yield TrackedFrame(merge_masks(obj_ids, logits), state.decision_of[t])
+    finally:
+        state.frames.close()
+
+
+def track_sequence(predictor: Any, root: DavisRoot, name: str, folder: RunFolder, on_frame: OnFrame) -> None:
+    """Track one sequence with a folder's options, and write its masks and its record there."""
+    frames = root.frame_paths(name)
+    first_labels = read_label_map(root.annotation_path(name, frames[0].stem))
+    folder.clear(name)
+    writer = PaletteMaskWriter(folder.path / name)
+    predictor.skipping = folder.options
+    decisions = []
+    start = time.perf_counter()
+    for path, tracked in zip(frames, track_frames(predictor, frames, first_labels), strict=True):
+        writer.write(path.stem, tracked.labels)
+        decisions.append(tracked.decision)
+        on_frame(tracked.decision)
+    folder.finish(name, decisions, time.perf_counter() - start)
+
+
+def warm_up(predictor: Any, root: DavisRoot, name: str) -> None:
+    """Track two frames, so that what a GPU does once only is not in the seconds of the sequence that comes first."""
+    frames = root.frame_paths(name)[:2]
+    predictor.skip_mad_threshold = 0.0
+    for _ in track_frames(predictor, frames, read_label_map(root.annotation_path(name, frames[0].stem))):
+        pass
+
+
+class _NoMasks:
+    """A source of key frames without a network, objects or masks (`MaskSource`): enough to decide by whole frames."""
+
+    def is_over(self) -> bool:
+        return False
+
+    def has_changed(self) -> bool:
+        return False
+
+    def is_prompted(self, frame_idx: int) -> bool:
+        return frame_idx == 0
+
+    def process(self, frame_idx: int) -> None:
+        pass
+
+    def key_frame(self, frame_idx: int, frame: GateFrame) -> KeyFrame:
+        nothing = np.zeros(0, np.float32)
+        return KeyFrame(frame_idx, frame, nothing.reshape(0, 1, 1), nothing, nothing)
+
+
+def planned_decisions(
+    frames: Sequence[Path], image_size: int, options: Sequence[SkipOptions], *, threads: int = 1
+) -> Iterator[tuple[FrameDecision, ...]]:
+    """What tracking would decide on each frame of a sequence, without the network.
+
+    The frames are read and resized once for all options.
+
+    Args:
+        image_size: the network's input size, pixels.
+        options: one or more; the strategy must be "naive", the only one that looks at no masks.
+        threads: how many prepare frames.
+
+    Yields:
+        One decision per options, frame by frame; the time a frame took is shared equally among them.
+
+    Raises:
+        ValueError: another strategy.
+    """
+    check_plannable(options)
+    # With no masks there is nothing to carry along; whether it would be changes no decision.
+    unwarped = [dataclasses.replace(each, warp=None) for each in options]
+    ahead = 4 * threads
+    with FrameLoader(list(frames), image_size, cache_size=ahead + 1, read_ahead=ahead, threads=threads) as loader:
+        frame_at = functools.lru_cache(maxsize=1)(lambda t: GateFrame(loader.frame(t), loader.pixels(t)))
+        order, source = range(len(loader)), _NoMasks()
+        runs = [gated_frames(order, frame_at, source, o) if o.is_on else all_frames(order, source) for o in unwarped]
+        start = time.perf_counter()
+        for answers in zip(*runs, strict=True):
+            seconds = (time.perf_counter() - start) / len(runs)
+            decisions = (answered.decision._replace(seconds=seconds) for answered in answers)
+            yield tuple(
+                each._replace(action="warped") if each.action == "reused" and option.warps else each
+                for each, option in zip(decisions, options, strict=True)
+            )
+            start = time.perf_counter()
+
+
+def check_plannable(options: Sequence[SkipOptions]) -> None:
+    """Raises ValueError where decisions need masks."""
+    for each in options:
+        if each.strategy != "naive":
+            raise ValueError(
+                f'a plan decides without masks, which only the strategy "naive" can do, got {each.strategy!r}'
+            )
+
+
+def plan_sequence(
+    image_size: int, root: DavisRoot, name: str, folders: Sequence[RunFolder], on_frame: OnFrame, *, threads: int
+) -> None:
+    """Decide on one sequence's frames with the options of each folder, and write the record there."""
+    for folder in folders:
+        folder.clear(name)
+    options = [folder.options for folder in folders]
+    decided: list[tuple[FrameDecision, ...]] = []
+    for decisions in planned_decisions(root.frame_paths(name), image_size, options, threads=threads):
+        decided.append(decisions)
+        for decision in decisions:
+            on_frame(decision)
+    for folder, decisions in zip(folders, zip(*decided, strict=True), strict=True):
+        folder.finish(name, decisions, sum(decision.seconds for decision in decisions))

@@ -1,0 +1,126 @@
+"""Who tracks what with which model, and plans that decide as tracking does."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from sam2.build_sam import EMBEDDED, build_sam2_video_predictor, packaged_file
+from sam2.frame_skipping import SkipOptions
+from sam2.utils.drawn_clips import draw_clip, write_davis_layout
+from sam2.vos_runs import ModelFiles, Rank, planned_decisions, share_out, warm_up
+
+PUBLISHED = (0.05, 0.07, 0.10, 0.15, 0.25)
+
+
+def test_a_process_without_torchrun_is_alone():
+    assert Rank.from_environment({}) == Rank(0, 1, 0)
+
+
+def test_ranks_are_numbered_by_the_environment():
+    environment = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
+    assert Rank.from_environment(environment) == Rank(rank=5, world_size=8, local_rank=1)
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"RANK": "one"}, "RANK must be a whole number, got 'one'"),
+        ({"RANK": "-1"}, "RANK must be a whole number"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK must be below WORLD_SIZE, got 2 and 2"),
+    ],
+)
+def test_ranks_that_make_no_sense_are_refused(environment, message):
+    with pytest.raises(ValueError, match=message):
+        Rank.from_environment(environment)
+
+
+def test_each_rank_has_the_gpu_of_its_local_rank(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert Rank(3, 4, 1).device("cuda") == torch.device("cuda", 1)
+    assert Rank(3, 4, 1).device("cuda:0") == torch.device("cuda", 0)
+    assert Rank(3, 4, 1).device("cpu") == torch.device("cpu")
+    assert Rank(0, 1, 0).device("cuda") == torch.device("cuda")
+    with pytest.raises(ValueError, match="LOCAL_RANK 2 needs a GPU of its own, and there are 2"):
+        Rank(2, 4, 2).device("cuda")
+
+
+def test_sequences_are_shared_out_longest_first_to_whoever_has_least():
+    lengths = {"a": 10, "b": 40, "c": 25, "d": 30, "e": 20}
+    assert share_out(lengths, 2) == [["b", "e"], ["d", "c", "a"]]
+    assert share_out(dict(reversed(lengths.items())), 2) == share_out(lengths, 2)
+    assert share_out({"a": 1}, 3) == [["a"], [], []]
+
+
+def test_the_embedded_model_is_found_without_building_it():
+    model = ModelFiles.find(None, None)
+    weights = packaged_file("checkpoints", EMBEDDED.checkpoint).read_bytes()
+    assert (model.image_size, model.skipping) == (256, SkipOptions())
+    assert model.checkpoint_sha256 == hashlib.sha256(weights).hexdigest()
+
+
+def test_skip_options_of_a_config_are_the_defaults(tmp_path):
+    config = tmp_path / "mine.yaml"
+    config.write_text("model: {image_size: 512, skip_strategy: mask_aware, skip_mad_threshold: 0.2}")
+    model = ModelFiles.find(str(config), None)
+    assert (model.image_size, model.skipping) == (512, SkipOptions(0.2, "mask_aware"))
+    assert model.settings(model.skipping, "float32") == {
+        "strategy": "mask_aware", "threshold": 0.2, "warp": None, "lookahead": 0, "max_consecutive_skips": None,
+        "config": "mine", "image_size": 512, "dtype": "float32", "checkpoint_sha256": None,
+    }  # fmt: skip
+
+
+def test_settings_say_what_auto_comes_to():
+    model = ModelFiles.find("tiny", None)
+    assert model.settings(SkipOptions(0.1, "memory_guided"), "float32")["warp"] == "flow"
+    assert model.settings(SkipOptions(None), "float32")["threshold"] == 0.0
+
+
+def test_a_model_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such file: .*none.pt; checkpoints/download_ckpts.sh"):
+        ModelFiles.find("tiny", Path("none.pt"))
+    (tmp_path / "empty.yaml").write_text("model: {}")
+    with pytest.raises(ValueError, match="does not say model.image_size"):
+        ModelFiles.find(str(tmp_path / "empty.yaml"), None)
+
+
+def test_warming_up_processes_two_frames(tmp_path, monkeypatch):
+    root = write_davis_layout(tmp_path, {"a": draw_clip(3, 64, 64, num_objects=1, seed=0, still=range(3))})
+    predictor = build_sam2_video_predictor(device="cpu")
+    processed, encode = [], predictor.encode_image
+    monkeypatch.setattr(predictor, "encode_image", lambda image: processed.append(image.shape) or encode(image))
+    warm_up(predictor, root, "a")
+    assert len(processed) == 2
+
+
+@pytest.mark.parametrize("clip", ["blackswan", "paragliding-launch"])
+def test_a_plan_for_a_1024_model_decides_as_published(shared, clip):
+    published = json.loads((shared / "golden" / "published_gate.json").read_text())[clip]
+    frames = sorted((shared / "davis_mini" / "JPEGImages" / "480p" / clip).glob("*.jpg"))
+    plan = list(planned_decisions(frames, 1024, [SkipOptions(t) for t in PUBLISHED], threads=2))
+    for threshold, decisions in zip(PUBLISHED, zip(*plan, strict=True), strict=True):
+        expected = published[f"{threshold:.2f}"]
+        assert [d.frame for d in decisions if d.action == "reused"] == expected["skipped"], threshold
+        assert [d.change for d in decisions[1:]] == pytest.approx(expected["mad"], abs=1e-6)
+
+
+def test_a_plan_keeps_to_the_limit_of_skips_and_tells_copies_from_carried_masks(tmp_path):
+    clip = draw_clip(6, 64, 64, num_objects=1, seed=0, still=range(6))
+    for t, frame in enumerate(clip.frames):
+        Image.fromarray(frame).save(tmp_path / f"{t}.png")
+    options = [SkipOptions(0.0), SkipOptions(0.1), SkipOptions(0.1, warp="flow", max_consecutive_skips=2)]
+    plan = list(planned_decisions(sorted(tmp_path.iterdir()), 32, options))
+    actions = [[d.action for d in decisions] for decisions in zip(*plan, strict=True)]
+    assert actions == [
+        ["prompted", "processed", "processed", "processed", "processed", "processed"],
+        ["prompted", "reused", "reused", "reused", "reused", "reused"],
+        ["prompted", "warped", "warped", "processed", "warped", "warped"],
+    ]
+
+
+def test_a_strategy_that_needs_masks_cannot_be_planned():
+    with pytest.raises(ValueError, match="which only the strategy \"naive\" can do, got 'mask_aware'"):
+        next(planned_decisions([], 32, [SkipOptions(0.1, "mask_aware")]))
