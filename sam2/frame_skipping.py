@@ -6,7 +6,6 @@ N objects; h, w rows and columns of their mask logits.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,8 +24,6 @@ from sam2.utils.change_detection import (
     check_threshold,
     make_policy,
 )
-
-logger = logging.getLogger(__name__)
 
 Warp = Literal["auto", "flow"] | None
 
@@ -157,7 +154,6 @@ def gated_frames(
         frame = frame_at(frame_idx)
         decision = _decide(gate, source, frame_idx, frame)
         if decision.action in SKIPPED and not (options.lookahead and frame_idx == order[-1]):
-            logger.info("Skipping frame %d due to %s", frame_idx, decision.reason)
             if options.lookahead:
                 waiting.append(_record(frame_idx, decision, start))
             else:

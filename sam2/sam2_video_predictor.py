@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from sam2.frame_skipping import SkipOptions, Warp, all_frames, gated_frames
+from sam2.frame_skipping import SKIPPED, SkipOptions, Warp, all_frames, gated_frames
 from sam2.modeling.compilation import compile_with_cloned_outputs
 from sam2.modeling.outputs import FrameFeatures, FrameOutput, FrameRequest, PointInputs
 from sam2.modeling.sam2_base import NO_OBJ_SCORE, SAM2Base, keep_highest_object
@@ -24,6 +25,9 @@ from sam2.video_state import ObjectId, ObjectTrack, VideoState
 
 if TYPE_CHECKING:
     from sam2.calibration import Calibration
+
+
+logger = logging.getLogger(__name__)
 
 
 def _skip_option(name: str) -> property:
@@ -373,6 +377,8 @@ class SAM2VideoPredictor(SAM2Base):
         with tqdm(total=len(order), desc="propagate in video", disable=not progress) as bar:
             for decision, carried in frames:
                 state.record(decision)
+                if decision.action in SKIPPED:
+                    logger.info("Skipping frame %d due to %s", decision.frame, decision.reason)
                 masks = run.masks if carried is None else run.carry(decision.frame, carried)
                 shown = _resize(masks, (state.video_height, state.video_width))
                 bar.update()
