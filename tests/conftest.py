@@ -16,6 +16,14 @@ torch.set_num_threads(1)
 PROJECT = Path(__file__).resolve().parents[1]
 
 
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def golden_device(request: pytest.FixtureRequest) -> str:
+    """Each device that the original's recorded answers are compared on; CUDA skips where there is none."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    return request.param
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of recorded answers and real clips that lies beside a checkout and is not part of it."""

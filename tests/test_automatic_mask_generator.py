@@ -12,7 +12,7 @@ from sam2.automatic_mask_generator import SAM2AutomaticMaskGenerator
 from sam2.build_sam import build_sam2, packaged_file
 from sam2.utils.amg import MaskData, area_from_rle, coco_encode_rle, mask_to_rle_pytorch, rle_to_mask
 
-TOLERANCE = 1e-4
+TOLERANCE = {"cpu": 1e-4, "cuda": 1e-3}  # of the recorded answers, which were made on a CPU
 HEIGHT, WIDTH = 48, 64
 KEEP_ALL: dict[str, Any] = {
     "points_per_side": 2,
@@ -30,12 +30,13 @@ def picture() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def tiny(shared):
-    return build_sam2("configs/sam2.1/sam2.1_hiera_t.yaml", device="cpu")
+def tiny(golden_device):
+    return build_sam2("configs/sam2.1/sam2.1_hiera_t.yaml", device=golden_device)
 
 
 @pytest.mark.parametrize("number", [0, 1, 2, pytest.param(3, marks=pytest.mark.slow)])
-def test_masks_are_the_recorded_ones(number, tiny, shared, recipe):
+def test_masks_are_the_recorded_ones(number, tiny, shared, recipe, golden_device):
+    tolerance = TOLERANCE[golden_device]
     recorded = json.loads((shared / "golden" / "automatic_masks.json").read_text())
     case = recorded["cases"][number]
     shapes = {name: tuple(value.shape) for name, value in tiny.state_dict().items()}
@@ -45,11 +46,13 @@ def test_masks_are_the_recorded_ones(number, tiny, shared, recipe):
     assert len(found) == len(case["masks"])
     for record, expected in zip(found, case["masks"], strict=True):
         assert area_from_rle(record["segmentation"]) == record["area"]
-        assert record["area"] == pytest.approx(expected["area"], rel=TOLERANCE)
-        for exact in ("bbox", "point_coords", "crop_box"):
+        assert record["area"] == pytest.approx(expected["area"], rel=tolerance)
+        for exact in ("point_coords", "crop_box"):
             assert record[exact] == expected[exact]
+        if golden_device == "cpu":  # elsewhere a pixel at a logit of 0 may fall to the other side
+            assert record["bbox"] == expected["bbox"]
         for close in ("predicted_iou", "stability_score"):
-            assert record[close] == pytest.approx(expected[close], rel=TOLERANCE)
+            assert record[close] == pytest.approx(expected[close], rel=tolerance)
 
 
 # The small model
