@@ -98,7 +98,7 @@ def test_every_object_is_tracked_under_its_own_id_and_written_as_palette_png(dav
 
 
 def test_a_plan_decides_as_the_network_run_does(stills, tmp_path):
-    options = ("--threshold", "0.01", "--warp", "flow", "--max-consecutive-skips", "2", "--sequences", "s6")
+    options = ("--threshold", "0.005", "--warp", "flow", "--max-consecutive-skips", "2", "--sequences", "s6")
     assert run(stills, tmp_path / "run", *options) == 0
     assert run(stills, tmp_path / "plan", *options, "--plan") == 0
     done, planned = (read_json(tmp_path, name, "s6", "frames.json") for name in ("run", "plan"))
