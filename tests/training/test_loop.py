@@ -1,0 +1,125 @@
+"""Whole runs, small enough for a test."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from sam2.build_sam import build_sam2_video_predictor
+from training.checkpoints import RESUME_FILE, WEIGHTS_FILE
+from training.loop import NonFiniteLoss, Trainer
+from training.recipe import Recipe, Stage, Validation
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+class Killed(Exception):
+    """Stands for a kill."""
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    content = torch.load(folder / RESUME_FILE, weights_only=True)
+    return {**content["model"], **{f"average.{name}": value for name, value in content["average"].items()}}
+
+
+def log_rows(folder: Path, name: str = "train") -> list[dict[str, str]]:
+    with (folder / f"{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_to_the_same_weights(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    second = Stage(steps=2, frames=3, clips=1, accumulate=2, lr=1e-4, lr_end=1e-4, warmup=1)
+    recipe = replace(recipe, stages=[replace(recipe.stages[0], steps=2), second])
+    Trainer(recipe, tmp_path / "whole").run()
+
+    step = Trainer._train_step
+
+    def killed(self: Trainer, *args: object) -> dict[str, float]:
+        if self.step == 3:
+            raise Killed
+        return step(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Trainer, "_train_step", killed)
+    with pytest.raises(Killed):
+        Trainer(replace(recipe, save_minutes=0.0), tmp_path / "parts").run()
+    monkeypatch.setattr(Trainer, "_train_step", step)
+    Trainer(recipe, tmp_path / "parts", resume=True).run()
+
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert whole.keys() == parts.keys() and all(torch.equal(whole[name], parts[name]) for name in whole)
+    rows = [log_rows(tmp_path / name) for name in ("whole", "parts")]
+    assert [row["step"] for row in rows[1]] == ["1", "2", "3", "4"]
+    assert [row["total"] for row in rows[0]] == [row["total"] for row in rows[1]]
+
+
+def test_the_exported_checkpoint_loads_and_the_run_is_measured_from_its_start(recipe: Recipe, tmp_path: Path):
+    Trainer(replace(recipe, validation=Validation(every=2, clips=2, frames=2)), tmp_path).run()
+    predictor = build_sam2_video_predictor(recipe.model, tmp_path / WEIGHTS_FILE, device="cpu")
+    assert predictor.num_maskmem == 7
+    rows = log_rows(tmp_path, "validation")
+    assert [row["step"] for row in rows] == ["0", "2", "3"]
+    assert all(0 <= float(row[kind]) <= 1 for row in rows for kind in ("mask", "box", "click"))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    trainer = Trainer(replace(recipe, save_minutes=0.0), tmp_path)
+    after = Trainer._after_step
+
+    def poisoned(self: Trainer, *args: object) -> None:
+        after(self, *args)  # type: ignore[arg-type]
+        if self.step == 2:
+            with torch.no_grad():
+                self.model.network.no_mem_embed.fill_(float("nan"))
+                self.model.network.maskmem_tpos_enc.fill_(float("nan"))
+
+    monkeypatch.setattr(trainer, "_save", lambda save=trainer._save: save() if trainer.step < 2 else None)
+    monkeypatch.setattr(Trainer, "_after_step", poisoned)
+    with pytest.raises(NonFiniteLoss, match=r"step 2: .* nan; the last good checkpoint is .*resume\.pt"):
+        trainer.run()
+    content = torch.load(tmp_path / RESUME_FILE, weights_only=True)
+    assert content["step"] == 1
+    assert all(torch.isfinite(value).all() for value in content["model"].values())
+
+
+def test_a_folder_that_holds_a_run_is_not_written_over(recipe: Recipe, tmp_path: Path):
+    (tmp_path / RESUME_FILE).write_bytes(b"precious")
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        Trainer(recipe, tmp_path)
+    assert (tmp_path / RESUME_FILE).read_bytes() == b"precious"
+
+
+def test_a_changed_recipe_is_pointed_out_when_resuming(
+    recipe: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    Trainer(replace(recipe, stages=[replace(recipe.stages[0], steps=1)]), tmp_path).run()
+    longer = Trainer(recipe, tmp_path, resume=True)
+    assert longer.step == 1
+    assert "The recipe has changed since this run was saved: stages" in caplog.text
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_network(recipe: Recipe, tmp_path: Path):
+    written = asdict(replace(recipe, stages=[replace(recipe.stages[0], steps=2)], threads=1))
+    OmegaConf.save(OmegaConf.create(written), tmp_path / "recipe.yaml")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "training.train", str(tmp_path / "recipe.yaml"), "--output", str(tmp_path / "run")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
+    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert torch.load(tmp_path / "run" / RESUME_FILE, weights_only=True)["step"] == 2
+
+    # Two processes take the same clips as one that adds up two batches; their gradients are means of both.
+    Trainer(replace(recipe, stages=[replace(recipe.stages[0], steps=2, accumulate=2)]), tmp_path / "alone").run()
+    norms = [[float(row["grad_norm"]) for row in log_rows(tmp_path / name)] for name in ("run", "alone")]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)

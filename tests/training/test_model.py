@@ -1,0 +1,112 @@
+"""The network over clips: what each object sees, and what is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sam2.modeling.sam2_base import SAM2Base
+from training.attention import fast_attention
+from training.clips import ClipBatch
+from training.losses import answer_losses
+from training.model import ClipModel
+from training.recipe import LossWeights, PromptMix
+
+MASKS_ONLY = PromptMix(mask=1, box=0, click=0, correction=0, first_correction=0)
+EVERYTHING = PromptMix(mask=0.4, box=0.3, click=0.3, correction=1, first_correction=1)
+
+
+@pytest.fixture
+def model(network: SAM2Base) -> ClipModel:
+    return ClipModel(network, LossWeights())
+
+
+def masks_of(model: ClipModel, batch: ClipBatch, mix: PromptMix = MASKS_ONLY) -> torch.Tensor:
+    with torch.no_grad():
+        masks = model(batch, mix, keep_masks=True).masks
+    assert masks is not None
+    return masks
+
+
+def test_a_given_mask_is_the_answer_of_its_frame(model: ClipModel, batch: ClipBatch):
+    assert torch.equal(masks_of(model, batch)[:, 0], batch.masks[:, 0])
+
+
+def test_an_object_is_tracked_through_its_own_clip_alone(model: ClipModel, batch: ClipBatch):
+    together = model(batch, MASKS_ONLY).batch.losses
+    first = ClipBatch(batch.frames[:1], batch.masks[:1], batch.clip_of[:1])
+    second = ClipBatch(batch.frames[1:], batch.masks[1:], batch.clip_of[1:] - 1)
+    parts = [model(part, MASKS_ONLY).batch.losses for part in (first, second)]
+    expected = (parts[0].total + 2 * parts[1].total) / 3  # means over one and two objects
+    assert torch.allclose(together.total, expected, rtol=1e-4)
+
+
+def test_groups_of_prompts_come_back_in_the_order_of_their_objects(model: ClipModel, batch: ClipBatch):
+    shuffled = ClipBatch(batch.frames, batch.masks[[2, 0, 1]], batch.clip_of[[2, 0, 1]])
+    for seed in range(3):
+        torch.manual_seed(seed)
+        masks = masks_of(model, shuffled, PromptMix(mask=0.5, box=0.5, click=0, correction=0, first_correction=0))
+        torch.manual_seed(seed)
+        kinds = torch.multinomial(torch.tensor([0.5, 0.5, 0.0]), 3, replacement=True)
+        for row in (kinds == 0).nonzero()[:, 0]:
+            assert torch.equal(masks[row, 0], shuffled.masks[row, 0])
+
+
+def test_all_parts_of_the_network_learn(model: ClipModel, batch: ClipBatch):
+    for seed in range(4):
+        torch.manual_seed(seed)
+        model(batch, EVERYTHING).batch.losses.total.backward()
+    silent = {name for name, p in model.network.named_parameters() if p.grad is None or not p.grad.abs().sum()}
+    # What marks an absent object has nothing to do here, and memory is never empty.
+    assert silent <= {
+        "no_obj_ptr",
+        "no_obj_embed_spatial",
+        "no_mem_pos_enc",
+        "sam_prompt_encoder.point_embeddings.0.weight",
+    } | {name for name in silent if name.startswith("maskmem_tpos_enc")}
+
+
+def test_every_pass_of_the_decoder_is_supervised(model: ClipModel, batch: ClipBatch, monkeypatch: pytest.MonkeyPatch):
+    calls = []
+
+    def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: calls.append(name) or function(*args, **kwargs)
+
+    monkeypatch.setattr(model.network, "_forward_sam_heads", counted("decode", model.network._forward_sam_heads))
+    monkeypatch.setattr("training.losses.answer_losses", counted("supervise", answer_losses))
+    torch.manual_seed(1)
+    model(batch, PromptMix(mask=0, box=0, click=1, correction=1, first_correction=1, practice=1))
+    assert calls.count("decode") == calls.count("supervise") >= (3 + 2) + 2 * 2
+
+
+def test_practice_leaves_tracking_as_it_is(model: ClipModel, batch: ClipBatch):
+    plain = masks_of(model, batch, MASKS_ONLY)
+    assert torch.equal(plain, masks_of(model, batch, replace(MASKS_ONLY, practice=1.0)))
+
+
+def test_the_loss_falls_when_one_batch_is_repeated(model: ClipModel, batch: ClipBatch):
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-4)
+    losses = []
+    for _ in range(8):
+        torch.manual_seed(0)
+        loss = model(batch, PromptMix(mask=0.5, box=0.5, click=0, correction=0)).batch.losses.total
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.85 * losses[0]
+
+
+def test_attention_written_out_equals_the_fused_kernel():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, n, 8) for n in (5, 7, 7))
+    fused = F.scaled_dot_product_attention(q, k, v)
+    with fast_attention(torch.device("cpu")):
+        plain = F.scaled_dot_product_attention(q, k, v)
+        masked = F.scaled_dot_product_attention(q, k, v, attn_mask=torch.zeros(5, 7))
+    assert torch.allclose(fused, plain, atol=1e-6) and torch.allclose(fused, masked, atol=1e-6)

@@ -1,0 +1,66 @@
+"""How fast each parameter learns, the course of the learning rate, and the averaged weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from sam2.modeling.sam2_base import SAM2Base
+from training.optimisation import AveragedWeights, build_optimiser, learning_rate
+from training.recipe import Optimiser, Stage
+
+
+def settings_by_name(network: SAM2Base, options: Optimiser) -> dict[str, tuple[float, float]]:
+    """Parameter name -> (share of the learning rate, weight decay)."""
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    groups = build_optimiser(network, options).param_groups
+    return {names[id(p)]: (g["lr_scale"], g["weight_decay"]) for g in groups for p in g["params"]}
+
+
+def test_every_parameter_is_trained_and_only_matrices_decay(network: SAM2Base):
+    settings = settings_by_name(network, Optimiser(weight_decay=0.1))
+    assert settings.keys() == {name for name, _ in network.named_parameters()}
+    decayed = {name for name, (_, decay) in settings.items() if decay}
+    assert {settings[name] for name in decayed} == {(1.0, 0.1)}
+    assert "image_encoder.trunk.blocks.0.attn.qkv.weight" in decayed
+    assert "sam_prompt_encoder.mask_downscaling.0.weight" in decayed
+    kept = ("bias", "norm1.weight", "pos_embed", "pos_embed_window", "no_mem_embed", "maskmem_tpos_enc")
+    kept += ("mask_tokens.weight", "point_embeddings.0.weight", "no_obj_ptr", "gamma")
+    for ending in kept:
+        matching = [name for name in settings if name.endswith(ending)]
+        assert matching and not decayed.intersection(matching), ending
+
+
+def test_the_trunk_learns_slower_the_deeper_a_layer_is(network: SAM2Base):
+    settings = settings_by_name(network, Optimiser(layer_decay=0.5, trunk_lr=0.8))
+    trunk = "image_encoder.trunk."
+    assert settings[f"{trunk}blocks.7.attn.qkv.weight"][0] == pytest.approx(0.8 * 0.5)
+    assert settings[f"{trunk}blocks.0.attn.qkv.weight"][0] == pytest.approx(0.8 * 0.5**8)
+    assert settings[f"{trunk}patch_embed.proj.weight"][0] == pytest.approx(0.8 * 0.5**9)
+    assert settings["image_encoder.neck.convs.0.conv.weight"][0] == 1.0
+
+
+@pytest.mark.parametrize(("step", "expected"), [(0, 0.25), (3, 1.0), (4, 1.0), (9, 0.6), (14, 0.2), (99, 0.2)])
+def test_the_learning_rate_warms_up_and_falls_along_a_cosine(step: int, expected: float):
+    stage = Stage(steps=14, frames=2, clips=1, lr=1.0, lr_end=0.2, warmup=4)
+    assert learning_rate(stage, step) == pytest.approx(expected)
+
+
+def test_averages_follow_quickly_at_first_and_slowly_later():
+    layer = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(layer.weight)
+    average = AveragedWeights(layer, 0.9)
+    nn.init.ones_(layer.weight)
+    average.update(layer, 0)
+    assert average.values["weight"].item() == pytest.approx(1 - 1 / 10)
+    average.update(layer, 1000)
+    assert average.values["weight"].item() == pytest.approx(0.9 * 0.9 + 0.1)
+
+
+def test_without_averaging_the_last_weights_count():
+    layer = nn.Linear(1, 1, bias=False)
+    average = AveragedWeights(layer, 0.0)
+    nn.init.constant_(layer.weight, 5.0)
+    average.update(layer, 0)
+    assert torch.equal(average.values["weight"], layer.weight)

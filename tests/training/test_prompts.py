@@ -1,0 +1,64 @@
+"""Simulated users."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from training.prompts import add_click, draw_corrections, group_prompts
+from training.recipe import PromptMix
+
+
+def blocks(count: int) -> torch.Tensor:
+    """Masks (count, 1, 32, 32) of an 8-pixel block, each at a place of its own."""
+    masks = torch.zeros(count, 1, 32, 32, dtype=torch.bool)
+    for i in range(count):
+        masks[i, :, 2 * i : 2 * i + 8, 10:18] = True
+    return masks
+
+
+def test_every_object_is_prompted_in_one_way():
+    torch.manual_seed(0)
+    masks = blocks(12)
+    groups = group_prompts(masks, PromptMix(mask=1, box=1, click=1))
+    assert [group.kind for group in groups] == ["mask", "box", "click"]
+    assert sorted(torch.cat([group.rows for group in groups]).tolist()) == list(range(12))
+    given, box, click = groups
+    assert given.points is None and given.mask is not None and torch.equal(given.mask, masks[given.rows])
+    assert box.mask is None and box.points is not None and box.points.point_labels.tolist() == [[2, 3]] * len(box.rows)
+    assert click.points is not None and click.points.point_labels.unique().tolist() == [1]
+    for row, (x, y) in zip(click.rows, click.points.point_coords[:, 0].long(), strict=True):
+        assert masks[row, 0, y, x]
+
+
+@pytest.mark.parametrize("kind", ["mask", "box", "click"])
+def test_shares_decide_how_often_a_kind_is_used(kind: str):
+    shares = {each: float(each == kind) for each in ("mask", "box", "click")}
+    groups = group_prompts(blocks(5), PromptMix(shares["mask"], shares["box"], shares["click"]))
+    assert [group.kind for group in groups] == [kind]
+
+
+def test_corrections_come_as_often_as_asked_for_and_never_on_the_first_frame():
+    torch.manual_seed(0)
+    mix = PromptMix(correction=0.25, first_correction=0.5, max_corrections=2)
+    drawn = [draw_corrections(mix, num_frames=4) for _ in range(400)]
+    assert 70 <= sum(each.clicks > 0 for each in drawn) <= 130
+    assert 160 <= sum(each.first_clicks > 0 for each in drawn) <= 240
+    assert {each.frame for each in drawn if each.clicks} == {1, 2, 3}
+    assert {each.clicks for each in drawn} == {0, 1, 2}
+
+
+def test_a_single_frame_has_no_later_one_to_correct():
+    assert draw_corrections(PromptMix(correction=1.0), num_frames=1).clicks == 0
+
+
+def test_clicks_say_what_was_missed_and_what_was_wrong():
+    target, answer = blocks(2), blocks(2)
+    answer[0] = False
+    answer[1] = True
+    first = add_click(None, target, answer)
+    assert first.point_labels.tolist() == [[1], [0]]
+    (x0, y0), (x1, y1) = first.point_coords[:, 0].long().tolist()
+    assert target[0, 0, y0, x0] and not target[1, 0, y1, x1]
+    both = add_click(first, target, answer)
+    assert both.point_labels.shape == (2, 2) and torch.equal(both.point_coords[:, :1], first.point_coords)

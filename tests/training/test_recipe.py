@@ -1,0 +1,64 @@
+"""Recipes: what is written, what overrides change, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from training.recipe import load_recipe
+
+RECIPES = Path(__file__).resolve().parents[2] / "configs" / "training"
+MINIMAL = "model: nano\nstages:\n  - {steps: 5, frames: 2, clips: 1, lr: 0.1, lr_end: 0.01}\n"
+
+
+@pytest.fixture
+def minimal(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(MINIMAL)
+    return path
+
+
+def test_the_shipped_recipes_are_valid():
+    assert load_recipe(RECIPES / "nano.yaml").stages
+    finetune = load_recipe(RECIPES / "finetune.yaml", ["data.0.root=somewhere"])
+    assert finetune.stages[0].steps == 200
+    assert finetune.validation.source is not None and finetune.validation.source.root == "somewhere"
+
+
+def test_a_recipe_without_its_folder_says_which_key_is_missing():
+    with pytest.raises(ValueError, match="root"):
+        load_recipe(RECIPES / "finetune.yaml")
+
+
+def test_overrides_change_nested_keys_and_items_of_lists(minimal: Path):
+    recipe = load_recipe(minimal, ["stages.0.lr=0.5", "seed=7", "optimiser.ema=0", "init_from=null"])
+    assert (recipe.stages[0].lr, recipe.seed, recipe.optimiser.ema, recipe.init_from) == (0.5, 7, 0.0, None)
+    assert recipe.stages[0].steps == 5
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("stages.0.learning_rate=1", "learning_rate"),
+        ("sed=1", "sed"),
+        ("seed=one", "seed"),
+        ("seed", "must be key=value"),
+        ("stages=[]", "stages must list at least one stage"),
+        ("stages.0.frames=0", "stages.0.frames must be at least 1, got 0"),
+        ("stages.0.frames=1", "stages.0.prompts.mask must be 0 for single frames"),
+        ("stages.0.prompts.box=-1", "must be shares"),
+        ("data=[{kind: films}]", "data.0.kind must be drawn, davis or sav, got 'films'"),
+        ("data=[{kind: davis}]", "data.0.root"),
+        ("precision=float8", "precision must be bfloat16 or float32"),
+        ("loss.stride=3", "loss.stride must be 1, 2 or 4, got 3"),
+    ],
+)
+def test_what_is_wrong_is_named(minimal: Path, override: str, message: str):
+    with pytest.raises(ValueError, match=message):
+        load_recipe(minimal, [override])
+
+
+def test_a_missing_file_is_named(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="none.yaml"):
+        load_recipe(tmp_path / "none.yaml")

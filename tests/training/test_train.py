@@ -1,0 +1,37 @@
+"""The command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import OVERRIDES
+
+from training.train import main
+
+RECIPES = Path(__file__).resolve().parents[2] / "configs" / "training"
+
+
+def test_a_wrong_data_folder_is_named_before_anything_is_trained(tmp_path: Path):
+    (tmp_path / "data").mkdir()
+    with pytest.raises(SystemExit, match="is no DAVIS-layout folder: neither JPEGImages nor Annotations"):
+        main([str(RECIPES / "finetune.yaml"), "--output", str(tmp_path / "run"), f"data.0.root={tmp_path / 'data'}"])
+    assert not (tmp_path / "run" / "resume.pt").exists()
+
+
+def test_a_mistake_in_an_override_ends_in_a_message(tmp_path: Path):
+    with pytest.raises(SystemExit, match="error: .*learning_rate"):
+        main([str(RECIPES / "nano.yaml"), "--output", str(tmp_path), "learning_rate=3"])
+
+
+def test_one_command_trains_and_another_one_resumes(tmp_path: Path):
+    options = [
+        "workers=0",
+        "validation.every=0",
+        "device=cpu",
+        "stages=[{steps: 1, frames: 2, clips: 1, lr: 0.001, lr_end: 0.001}]",
+    ]
+    options.append(f"model_overrides={OVERRIDES}")
+    main([str(RECIPES / "nano.yaml"), "--output", str(tmp_path), *options])
+    assert (tmp_path / "model.pt").is_file() and len((tmp_path / "train.csv").read_text().splitlines()) <= 2
+    main([str(RECIPES / "nano.yaml"), "--output", str(tmp_path), "--resume", *options])

@@ -1,0 +1,1 @@
+"""Training and fine-tuning of SAM 2 models: `python -m training.train configs/training/nano.yaml --output DIR`."""

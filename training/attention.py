@@ -1,0 +1,38 @@
+"""Attention that trains fast on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+
+def fast_attention(device: torch.device) -> AbstractContextManager[Any]:
+    """A context in which attention's backward pass is fast on this device.
+
+    The fused CPU kernel goes forward as fast as two matrix products but backward ten times as slowly (torch 2.5 to
+    2.15, bfloat16 with AMX: 122 against 11 ms for the first block of the small model). Elsewhere nothing changes.
+    """
+    return _PlainAttention() if device.type == "cpu" else nullcontext()
+
+
+class _PlainAttention(TorchFunctionMode):
+    """Computes scaled_dot_product_attention as two matrix products wherever it has no mask."""
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is F.scaled_dot_product_attention and len(args) == 3 and set(kwargs or {}) <= {"dropout_p"}:
+            return _attend(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0) -> Tensor:
+    """q (..., Nq, D), k and v (..., Nk, D) -> (..., Nq, D)."""
+    shares = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(-1)
+    return F.dropout(shares, dropout_p).to(v.dtype) @ v

@@ -1,0 +1,48 @@
+"""A start for the mask decoder from which it learns quickly where a click or a box is."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+
+from sam2.modeling.sam.transformer import Attention, TwoWayAttentionBlock, TwoWayTransformer
+from sam2.modeling.sam2_base import SAM2Base
+
+SHARPNESS = 1.5  # weight of a position feature in a query and in a key
+
+
+@torch.no_grad()
+def attend_by_position(network: SAM2Base, heads: int) -> None:
+    """Make some heads between prompts and image attend to what lies at their own place, in place.
+
+    The decoder adds the same Fourier features of position to prompts and to image tokens, but has to discover that
+    queries and keys are to be compared by them, which takes thousands of steps. Here the last `heads` heads of each
+    cross attention start with queries and keys that are position features and nothing else, those of the lowest
+    frequencies. All of it is trained like the rest.
+
+    Raises:
+        ValueError: `heads` is not from 0 to the number of heads.
+    """
+    decoder = cast(TwoWayTransformer, network.sam_mask_decoder.transformer)
+    layers = [cast(TwoWayAttentionBlock, layer) for layer in decoder.layers]
+    if not 0 <= heads <= decoder.num_heads:
+        raise ValueError(f"positional_heads must be from 0 to {decoder.num_heads}, got {heads}")
+    waves = network.sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix  # (2, C / 2)
+    slowest_first = waves.norm(dim=0).argsort()
+    attentions = [a for layer in layers for a in (layer.cross_attn_token_to_image, layer.cross_attn_image_to_token)]
+    for attention in [*attentions, decoder.final_attn_token_to_image]:
+        for i in range(heads):
+            _look_at_waves(attention, attention.num_heads - 1 - i, slowest_first[i::heads], waves.shape[1])
+
+
+def _look_at_waves(attention: Attention, head: int, waves: torch.Tensor, num_waves: int) -> None:
+    """Let the queries and keys of a head be the sines and cosines of the first waves of a list."""
+    width = attention.internal_dim // attention.num_heads
+    for pair, wave in enumerate(waves[: width // 2].tolist()):
+        for part in range(2):  # the encoding holds all sines, then all cosines
+            row, column = head * width + 2 * pair + part, part * num_waves + wave
+            for projection in (attention.q_proj, attention.k_proj):
+                projection.weight[row] = 0
+                projection.bias[row] = 0
+                projection.weight[row, column] = SHARPNESS

@@ -1,0 +1,176 @@
+"""The network over a clip: prompt the first frame, track the others from memory, correct some, and sum up the losses.
+
+N clips, T frames, B objects of all clips together, S x S pixels.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sam2.modeling.memory_bank import MemoryBank
+from sam2.modeling.outputs import FrameFeatures, FrameOutput, FrameRequest, PointInputs, SamOutput
+from sam2.modeling.sam2_base import SAM2Base
+from sam2.utils.transforms import IMAGE_MEAN, IMAGE_STD
+from training.clips import ClipBatch
+from training.losses import BatchResult, Tally
+from training.prompts import Corrections, PromptGroup, add_click, draw_corrections, group_prompts, prompt_group
+from training.recipe import LossWeights, PromptMix
+
+LOGIT_LIMIT = 32.0  # previous answers are fed back clamped, as the predictors do
+
+
+class ClipResult(NamedTuple):
+    """The losses of a batch, and the masks (B, T, S, S) bool if they were asked for."""
+
+    batch: BatchResult
+    masks: Tensor | None
+
+
+class ClipModel(nn.Module):
+    """A network that is trained or measured on whole clips.
+
+    Every object of every clip is one entry of the batch; the image encoder sees each frame once, however many objects
+    are in it. The network remembers its own answers, as it does in use.
+    """
+
+    image_mean: Tensor  # (3, 1, 1), of pixels from 0 to 255
+    image_std: Tensor
+
+    def __init__(self, network: SAM2Base, weights: LossWeights) -> None:
+        super().__init__()
+        self.network = network
+        self.weights = weights
+        for name, value in (("image_mean", IMAGE_MEAN), ("image_std", IMAGE_STD)):
+            self.register_buffer(name, 255 * torch.tensor(value)[:, None, None], persistent=False)
+
+    def forward(self, batch: ClipBatch, mix: PromptMix, keep_masks: bool = False) -> ClipResult:
+        """Prompt and track all objects. The random choices are torch's global generator's."""
+        num_objects, num_frames = batch.masks.shape[:2]
+        encoded = self._encode(batch.frames)
+        groups = group_prompts(batch.masks[:, 0, None], mix)
+        corrections = draw_corrections(mix, num_frames)
+        bank, tally, kept = MemoryBank({}, {}), Tally(self.weights), []
+        for t in range(num_frames):
+            features = _features_of(encoded, batch.clip_of, t, num_frames)
+            target = batch.masks[:, t, None]  # (B, 1, S, S)
+            if t == 0:
+                output = self._prompted_frame(features, target, groups, corrections.first_clicks, tally)
+            else:
+                answers = self._tracked_frame(features, target, bank, FrameRequest(t, num_frames), corrections)
+                tally.add("tracked", answers, target[:, 0], counted=_prompted_by_mask(groups, num_objects))
+                output = answers[-1]
+            if t == corrections.practice_frame:
+                self._practise(features, target, corrections.practice_clicks, tally)
+            if t + 1 < num_frames:
+                is_prompted = t == 0 or (t == corrections.frame and corrections.clicks > 0)
+                frames = bank.prompted if is_prompted else bank.propagated
+                frames[t] = self._remember(features, output)  # type: ignore[index]
+            if keep_masks:
+                kept.append(output.high_res_masks[:, 0] > 0)
+        masks = torch.stack(kept, dim=1) if keep_masks else None
+        return ClipResult(tally.result(1 / (num_objects * num_frames)), masks)
+
+    def _encode(self, frames: Tensor) -> FrameFeatures:
+        """Frames uint8 (N, T, 3, S, S) -> the maps of all N T frames."""
+        images = (frames.flatten(0, 1).float() - self.image_mean) / self.image_std
+        return self.network.encode_image(images)
+
+    def _prompted_frame(
+        self, features: FrameFeatures, target: Tensor, groups: list[PromptGroup], clicks: int, tally: Tally
+    ) -> SamOutput:
+        """The first frame: every group is decoded by itself, and all but given masks are trained, perhaps corrected."""
+        finals = []
+        for group in groups:
+            answers = self._answer_prompts(features, target, group, clicks)
+            if group.points is not None:
+                tally.add("prompted", answers, target[group.rows, 0])
+            finals.append(answers[-1])
+        order = torch.cat([group.rows for group in groups]).argsort()
+        return _merge(finals, order)
+
+    def _practise(self, features: FrameFeatures, target: Tensor, clicks: int, tally: Tally) -> None:
+        """Prompt every visible object by a box, and by a click, that leave no memory, and correct the answers."""
+        rows = target.flatten(1).any(dim=1).nonzero()[:, 0]
+        for kind in ("box", "click") if len(rows) else ():
+            group = prompt_group(kind, rows, target[rows])
+            tally.add("prompted", self._answer_prompts(features, target, group, clicks), target[rows, 0])
+
+    def _answer_prompts(
+        self, features: FrameFeatures, target: Tensor, group: PromptGroup, clicks: int
+    ) -> list[SamOutput]:
+        """Decode a frame that nothing is remembered on, and correct the answer to points by `clicks` clicks."""
+        part, nothing = _rows_of(features, group.rows), MemoryBank({}, {})
+        mask = None if group.mask is None else group.mask.float()
+        request = FrameRequest(0, 1, reads_memory=False, points=group.points, mask=mask)
+        answers = [self.network.segment(part, nothing, request)]
+        if clicks and group.points is not None:
+            conditioned = self.network.read_memory(part, nothing, request)
+            answers += self._correct(part, conditioned, target[group.rows], answers[0], group.points, clicks, True)
+        return answers
+
+    def _tracked_frame(
+        self, features: FrameFeatures, target: Tensor, bank: MemoryBank, request: FrameRequest, corrections: Corrections
+    ) -> list[SamOutput]:
+        """A later frame: read memory, decode, and correct the answer if this is the frame for it."""
+        conditioned = self.network.read_memory(features, bank, request)
+        answers = [
+            self.network._forward_sam_heads(
+                conditioned, high_res_features=features.high_res,
+                multimask_output=self.network._use_multimask(False, None),
+            )
+        ]  # fmt: skip
+        if request.frame_idx == corrections.frame and corrections.clicks:
+            answers += self._correct(features, conditioned, target, answers[0], None, corrections.clicks, False)
+        return answers
+
+    def _correct(
+        self, features: FrameFeatures, conditioned: Tensor, target: Tensor, answer: SamOutput,
+        points: PointInputs | None, clicks: int, first_look: bool,
+    ) -> list[SamOutput]:  # fmt: skip
+        """Click where the last answer is wrong and decode again, `clicks` times."""
+        answers = []
+        for _ in range(clicks):
+            points = add_click(points, target, answer.high_res_masks > 0)
+            answer = self.network._forward_sam_heads(
+                conditioned, point_inputs=points,
+                mask_inputs=answer.low_res_masks.detach().clamp(-LOGIT_LIMIT, LOGIT_LIMIT),
+                high_res_features=features.high_res,
+                multimask_output=self.network._use_multimask(first_look, points),
+            )  # fmt: skip
+            answers.append(answer)
+        return answers
+
+    def _remember(self, features: FrameFeatures, output: SamOutput) -> FrameOutput:
+        memory = self.network.write_memory(features, output.high_res_masks, output.object_score_logits, False)
+        return FrameOutput(
+            output.low_res_masks, output.obj_ptr, output.object_score_logits,
+            maskmem_features=memory.features, maskmem_pos_enc=[memory.position],
+        )  # fmt: skip
+
+
+def _prompted_by_mask(groups: list[PromptGroup], num_objects: int) -> Tensor:
+    """Which objects were prompted by their mask, bool (B,)."""
+    given = torch.zeros(num_objects, dtype=torch.bool, device=groups[0].rows.device)
+    for group in groups:
+        given[group.rows] = group.mask is not None
+    return given
+
+
+def _features_of(encoded: FrameFeatures, clip_of: Tensor, t: int, num_frames: int) -> FrameFeatures:
+    """The maps of frame t, once per object. All frames have the same position encodings."""
+    return _rows_of(encoded, clip_of * num_frames + t)
+
+
+def _rows_of(features: FrameFeatures, rows: Tensor) -> FrameFeatures:
+    return FrameFeatures(
+        [x[rows] for x in features.maps], [p[:1].expand(len(rows), -1, -1, -1) for p in features.positions]
+    )
+
+
+def _merge(outputs: list[SamOutput], order: Tensor) -> SamOutput:
+    """One output of all objects, each with its chosen mask only; `order` sorts them into their rows."""
+    one = [output._replace(low_res_multimasks=output.low_res_masks, ious=output.best_ious) for output in outputs]
+    return SamOutput(*(torch.cat([field.float() for field in fields])[order] for fields in zip(*one, strict=True)))

@@ -1,0 +1,172 @@
+"""What a training run is: a YAML file, read into these records. Defaults are here; an unknown key is an error."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+
+@dataclass
+class DataSource:
+    """Where clips come from, and how often."""
+
+    kind: str = MISSING  # "drawn", "davis" or "sav"
+    weight: float = 1.0  # share of the clips, against the weights of the other sources
+    root: str | None = None  # folder of "davis" and "sav"
+    split: str | None = None  # "davis": name of the list of sequences; None takes every annotated sequence
+    augment: bool = True  # flip, crop and colours of real clips; drawn clips vary by themselves
+    max_stride: int = 3  # "davis" and "sav": at most every n-th frame is taken
+
+
+@dataclass
+class PromptMix:
+    """How objects are prompted on the first frame, and how the answer is corrected. Shares of objects, of steps."""
+
+    mask: float = 0.6
+    box: float = 0.2
+    click: float = 0.2
+    correction: float = 0.3  # share of steps in which one later frame gets corrective clicks
+    first_correction: float = 0.3  # share of steps in which boxes and clicks on the first frame are corrected at once
+    max_corrections: int = 3  # clicks on a corrected frame: 1 to this many
+    practice: float = (
+        0.0  # share of steps in which a box and a click are tried on a frame and corrected, beside tracking
+    )
+
+
+@dataclass
+class LossWeights:
+    """SAM 2, appendix D: the weights of the parts of the loss."""
+
+    focal: float = 20.0
+    dice: float = 1.0
+    iou: float = 1.0
+    presence: float = 1.0
+    stride: int = 2  # pixels of the input per pixel of the loss: 1, 2 or 4
+
+
+@dataclass
+class Stage:
+    """A stretch of the run with one kind of clip. The learning rate warms up, then falls along a cosine."""
+
+    steps: int = MISSING
+    frames: int = MISSING  # per clip
+    clips: int = MISSING  # per step and process; each is its own share of a step with `accumulate`
+    lr: float = MISSING
+    lr_end: float = MISSING
+    warmup: int = 100  # steps
+    accumulate: int = 1  # forward and backward passes of `clips` clips per step
+    max_objects: int = 3  # per clip
+    difficulty: list[float] = field(default_factory=lambda: [0.0, 1.0])  # of drawn clips, lowest and highest
+    prompts: PromptMix = field(default_factory=PromptMix)
+
+
+@dataclass
+class Optimiser:
+    """AdamW."""
+
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    weight_decay: float = 0.05  # of matrices; vectors, norms and embeddings have none
+    layer_decay: float = 1.0  # the learning rate of a trunk block is this much lower than that of the block after it
+    trunk_lr: float = 1.0  # factor on the learning rate of the whole trunk
+    clip_norm: float = 1.0
+    ema: float = 0.999  # decay of the averaged weights, which are the ones exported; 0 exports the last weights
+
+
+@dataclass
+class Validation:
+    """Held-out drawn clips, and a folder of the same layout as a source if there is one."""
+
+    every: int = 250  # steps; 0 never
+    clips: int = 12
+    frames: int = 8
+    difficulty: float = 0.5
+    source: DataSource | None = None  # None: drawn clips of seeds that training never sees
+
+
+@dataclass
+class Recipe:
+    """A whole run."""
+
+    model: str = MISSING  # config of the network, by name or file
+    model_overrides: list[str] = field(default_factory=list)  # Hydra overrides of that config
+    init_from: str | None = None  # checkpoint to start from; None starts from random weights
+    positional_heads: int = 0  # decoder heads that start out attending by position, see `initialisation`; 0 to 8
+    seed: int = 0
+    device: str | None = None  # None takes a GPU if there is one
+    precision: str = "bfloat16"  # of the arithmetic; weights are kept in float32
+    workers: int = 1  # processes that prepare clips, for each training process
+    threads: int | None = None  # of torch on the CPU
+    save_minutes: float = 3.0
+    log_every: int = 10  # steps
+    export_float16: bool = False  # halve the exported checkpoint
+    data: list[DataSource] = field(default_factory=lambda: [DataSource(kind="drawn")])
+    stages: list[Stage] = MISSING
+    loss: LossWeights = field(default_factory=LossWeights)
+    optimiser: Optimiser = field(default_factory=Optimiser)
+    validation: Validation = field(default_factory=Validation)
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path: YAML file.
+        overrides: `key=value`, e.g. "seed=3", "stages.0.steps=100".
+
+    Raises:
+        FileNotFoundError: no such file. ValueError: an unknown key, a value of another type, a missing or wrong one.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"recipe {str(path)!r} is not there")
+    try:
+        written = OmegaConf.load(path)
+        for override in overrides:
+            _apply(written, override)
+        recipe = cast(Recipe, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), written)))
+    except OmegaConfBaseException as error:
+        raise ValueError(f"recipe {str(path)!r}: {error}") from error
+    _check(recipe)
+    return recipe
+
+
+def _apply(config: Any, override: str) -> None:
+    """Apply `key=value`; the value is YAML."""
+    key, equals, value = override.partition("=")
+    if not equals:
+        raise ValueError(f"override {override!r} must be key=value")
+    parsed = cast(DictConfig, OmegaConf.create(f"value: {value}"))
+    OmegaConf.update(config, key, parsed.value, merge=True)
+
+
+def _check(recipe: Recipe) -> None:
+    if not recipe.stages:
+        raise ValueError("stages must list at least one stage")
+    if not recipe.data:
+        raise ValueError("data must list at least one source")
+    for i, source in enumerate(recipe.data):
+        if source.kind not in ("drawn", "davis", "sav"):
+            raise ValueError(f"data.{i}.kind must be drawn, davis or sav, got {source.kind!r}")
+        if source.kind != "drawn" and not source.root:
+            raise ValueError(f"data.{i}.root, the folder of the {source.kind} clips, is missing")
+    for i, stage in enumerate(recipe.stages):
+        for name in ("steps", "frames", "clips", "accumulate", "max_objects"):
+            if getattr(stage, name) < 1:
+                raise ValueError(f"stages.{i}.{name} must be at least 1, got {getattr(stage, name)}")
+        if len(stage.difficulty) != 2 or not 0 <= stage.difficulty[0] <= stage.difficulty[1] <= 1:
+            raise ValueError(f"stages.{i}.difficulty must be two numbers from 0 to 1, got {stage.difficulty}")
+        mix = stage.prompts
+        if min(mix.mask, mix.box, mix.click) < 0 or mix.mask + mix.box + mix.click <= 0:
+            raise ValueError(f"stages.{i}.prompts: mask, box and click must be shares, got {mix}")
+        if stage.frames == 1 and mix.mask > 0:
+            raise ValueError(
+                f"stages.{i}.prompts.mask must be 0 for single frames: a given mask leaves nothing to learn"
+            )
+    if recipe.precision not in ("bfloat16", "float32"):
+        raise ValueError(f"precision must be bfloat16 or float32, got {recipe.precision!r}")
+    if recipe.loss.stride not in (1, 2, 4):
+        raise ValueError(f"loss.stride must be 1, 2 or 4, got {recipe.loss.stride}")

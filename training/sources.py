@@ -1,0 +1,113 @@
+"""Where samples come from: drawn clips, and annotated videos in folders. A sample follows from one random generator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from sam2.utils.drawn_clips import random_clip
+from training.clips import Sample
+from training.folders import AnnotatedVideo, open_davis, open_sav
+from training.recipe import DataSource
+from training.views import View, random_view
+
+FIRST_TRAINING_SEED = 2**32
+"""Drawn clips of seeds below are never trained on: they are for validation, tests and demonstrations."""
+
+
+MIN_SHARE = 1 / 2000
+"""Share of the picture that an object of a folder shows on the first frame of a clip, so that it can be prompted."""
+
+
+class Wanted(NamedTuple):
+    """What a sample should be like."""
+
+    num_frames: int
+    size: int  # pixels of each side
+    max_objects: int
+    difficulty: float = 0.5  # of drawn clips, 0 to 1
+
+
+class SampleSource(Protocol):
+    """An endless source of samples."""
+
+    def draw(self, rng: np.random.Generator, wanted: Wanted) -> Sample | None:
+        """A random sample; None where no object can be prompted on the clip's first frame."""
+        ...
+
+
+class DrawnSource:
+    """Drawn clips, each from a seed of its own."""
+
+    def draw(self, rng: np.random.Generator, wanted: Wanted) -> Sample | None:
+        """See `SampleSource`."""
+        return drawn_sample(int(rng.integers(FIRST_TRAINING_SEED, 2**63)), wanted)
+
+
+def drawn_sample(seed: int, wanted: Wanted) -> Sample:
+    """The drawn clip of a seed, all of whose objects are to be seen on its first frame."""
+    clip = random_clip(
+        seed, wanted.num_frames, wanted.size, difficulty=wanted.difficulty, max_objects=wanted.max_objects
+    )
+    ids = np.arange(1, clip.labels.max() + 1, dtype=np.uint8)
+    return Sample(clip.frames, clip.labels[None] == ids[:, None, None, None])
+
+
+class FolderSource:
+    """Clips cut from annotated videos, at a random speed and in either direction of time.
+
+    Args:
+        augment: vary them; otherwise the sample is the beginning of the video, whole and unchanged.
+        max_stride: at most every n-th annotated frame is taken.
+    """
+
+    def __init__(self, videos: Sequence[AnnotatedVideo], *, augment: bool, max_stride: int) -> None:
+        self.videos, self.augment, self.max_stride = videos, augment, max_stride
+
+    def draw(self, rng: np.random.Generator, wanted: Wanted) -> Sample | None:
+        """See `SampleSource`."""
+        video = self.videos[int(rng.integers(len(self.videos)))]
+        if not self.augment:
+            return cut_sample(video, clip_frames(len(video), wanted.num_frames, 0, 1), View(), wanted, rng)
+        stride = int(rng.integers(1, self.max_stride + 1))
+        room = len(video) - (wanted.num_frames - 1) * stride
+        indices = clip_frames(len(video), wanted.num_frames, int(rng.integers(max(room, 1))), stride)
+        indices = indices[::-1] if rng.random() < 0.5 else indices
+        return cut_sample(video, indices, random_view(rng), wanted, rng)
+
+
+def clip_frames(length: int, num_frames: int, first: int, stride: int) -> list[int]:
+    """Frames of a clip: every `stride`-th from `first`, turning round at the ends of a video of `length` frames."""
+    period = max(2 * (length - 1), 1)
+    places = [(first + stride * i) % period for i in range(num_frames)]
+    return [min(place, period - place) if length > 1 else 0 for place in places]
+
+
+def cut_sample(
+    video: AnnotatedVideo, indices: Sequence[int], view: View, wanted: Wanted, rng: np.random.Generator
+) -> Sample | None:
+    """The frames `indices` of a video through a view, and some of the objects that are visible on the first of them."""
+    first = {i: view.mask(mask, wanted.size) for i, mask in video.masks(indices[0]).items()}
+    visible = [i for i, mask in first.items() if mask.mean() >= MIN_SHARE]
+    if not visible:
+        return None
+    chosen = [int(i) for i in rng.permutation(visible)[: wanted.max_objects]]
+    masks = np.zeros((len(chosen), len(indices), wanted.size, wanted.size), bool)
+    for t, index in enumerate(indices):
+        found = video.masks(index)
+        for row, i in enumerate(chosen):
+            if i in found:
+                masks[row, t] = view.mask(found[i], wanted.size)
+    frames = np.stack([view.frame(video.frame(index), wanted.size) for index in indices])
+    return Sample(frames, masks)
+
+
+def open_source(source: DataSource) -> SampleSource:
+    """Open one source of a recipe. Raises FileNotFoundError or ValueError naming what was expected in its folder."""
+    if source.kind == "drawn":
+        return DrawnSource()
+    assert source.root is not None
+    videos = open_davis(source.root, source.split) if source.kind == "davis" else open_sav(source.root)
+    return FolderSource(videos, augment=source.augment, max_stride=source.max_stride)
