@@ -50,8 +50,9 @@ results, for one --threshold in --output, for several in --output/<strategy>_<th
 stopping and resuming:
   Every file appears at once or not at all. After a kill, the same command with --resume tracks what is not finished. A
   sequence that was cut short is tracked anew from its first frame: its masks follow from the memory of all frames
-  before, which is not saved, and so they equal those of a run that was never stopped. Finished sequences of other
-  settings are refused. Without --resume, results are replaced.
+  before, which is not saved, and so they equal those of a run that was never stopped. A sequence whose pictures have
+  changed since is tracked anew too. Finished sequences of other settings are refused. Without --resume, results are
+  replaced.
 
 several processes (torchrun, on one node or many that share --output):
   The sequences are shared out by length; each process tracks its own, on the GPU of its LOCAL_RANK, and talks to no
@@ -114,7 +115,7 @@ def run(args: argparse.Namespace, wanted: Sequence[Case] = ()) -> list[Summary]:
 
     from sam2.utils.davis import DavisRoot
     from sam2.vos_records import RunFolder
-    from sam2.vos_runs import ModelFiles, Rank, check_plannable, device_name, share_out
+    from sam2.vos_runs import ModelFiles, Rank, check_plannable, device_name, inputs_sha256, share_out
 
     rank = Rank.from_environment(os.environ)
     root = DavisRoot.open(args.davis_root)
@@ -131,8 +132,11 @@ def run(args: argparse.Namespace, wanted: Sequence[Case] = ()) -> list[Summary]:
     ]
     mine = share_out({name: len(stems[name]) for name in names}, rank.world_size)[rank.rank]
     prepare(folders, names, mine, resume=args.resume)
-    todo = {name: [folder for folder in folders if not folder.is_finished(name, stems[name])] for name in mine}
-    todo = {name: unfinished for name, unfinished in todo.items() if unfinished}
+    todo = {}
+    for name in mine:
+        inputs = inputs_sha256(root, name) if args.resume else ""
+        if unfinished := [folder for folder in folders if not folder.is_finished(name, stems[name], inputs)]:
+            todo[name] = unfinished
     if todo:
         work = planner(root, model) if args.plan else tracker(args, root, device, next(iter(todo)))
         total = sum(len(stems[name]) * len(unfinished) for name, unfinished in todo.items())

@@ -39,8 +39,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from sam2.build_sam import build_sam2_video_predictor
-from sam2.calibration import RecordedMasks, play_through
-from sam2.frame_skipping import FrameDecision, SkipOptions, skip_rate
+from sam2.frame_skipping import FrameDecision, RecordedMasks, SkipOptions, play_through, skip_rate
 from sam2.utils.change_detection import GateFrame, KeyFrame
 from sam2.utils.davis import DavisRoot, merge_masks, read_label_map
 from sam2.utils.frame_loader import FrameLoader
@@ -54,7 +53,7 @@ KeyFrames = Literal["model", "annotation"]
 PUBLISHED_INPUT_SIZE = 1024
 """Input size of Meta's models: the published thresholds count at this size."""
 
-TURN = 20
+TURN = 40
 """Frames that a run tracks before the next run's turn; so many that what is read ahead in between hardly counts."""
 
 ANNOTATED_LOGIT = 10.0
@@ -225,12 +224,13 @@ class Turn(NamedTuple):
     seconds: float
 
 
-def tracked_in_turns(predictor: Any, clip: Clip, options: SkipOptions) -> Iterator[Turn]:
-    """Track a sequence, `TURN` frames each time."""
+def tracked_in_turns(predictor: Any, clip: Clip, options: SkipOptions, length: int | None = None) -> Iterator[Turn]:
+    """Track a sequence, `length` frames each time, by default `TURN`."""
+    length = length or TURN
     start = time.perf_counter()
     predictor.skipping = options  # read when the first frame is tracked, which is before this run's turn ends
     tracked = track_frames(predictor, clip.frames, clip.labels[0])
-    while frames := list(itertools.islice(tracked, TURN)):
+    while frames := list(itertools.islice(tracked, length)):
         yield Turn(frames, time.perf_counter() - start)
         start = time.perf_counter()
 

@@ -12,18 +12,19 @@ import copy
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from sam2.frame_skipping import Answered, FrameDecision, SkipOptions, gated_frames, skip_rate
+from sam2.frame_skipping import FrameDecision, RecordedMasks, SkipOptions, play_through, skip_rate
 from sam2.modeling.outputs import FrameOutput
 from sam2.modeling.sam2_base import keep_highest_object
 from sam2.utils.change_detection import GateFrame, KeyFrame, check_count, check_threshold
 from sam2.utils.vos_metrics import score_mask
+from sam2.video_propagation import key_frame_of
 from sam2.video_state import ObjectTrack, VideoState
 
 if TYPE_CHECKING:
@@ -63,52 +64,6 @@ class Calibration(NamedTuple):
     skip_rate: float
     speedup: float
     points: tuple[CalibrationPoint, ...]
-
-
-class RecordedMasks:
-    """Masks that are known beforehand, in the network's place (`MaskSource`). Any number of runs may share one.
-
-    Args:
-        key_frame: a frame's masks, by its index and picture.
-        prompted: frames that are never skipped, at least the first one.
-    """
-
-    def __init__(self, key_frame: Callable[[int, GateFrame], KeyFrame], prompted: Collection[int]) -> None:
-        self._key_frame = key_frame
-        self._prompted = prompted
-
-    def is_over(self) -> bool:
-        return False
-
-    def has_changed(self) -> bool:
-        return False
-
-    def is_prompted(self, frame_idx: int) -> bool:
-        return frame_idx in self._prompted
-
-    def process(self, frame_idx: int) -> None:
-        pass
-
-    def key_frame(self, frame_idx: int, frame: GateFrame) -> KeyFrame:
-        return self._key_frame(frame_idx, frame)
-
-
-def play_through(
-    order: Sequence[int],
-    frame_at: Callable[[int], GateFrame],
-    source: RecordedMasks,
-    options: Sequence[SkipOptions],
-) -> Iterator[tuple[Answered, ...]]:
-    """Skip by several options side by side, so that each frame is prepared once; yields all answers to a frame.
-
-    Args:
-        order: frame indices, ascending or descending by one.
-        frame_at: the frame as the gate sees it.
-    """
-    # Runs that look ahead are at most so many frames further than the others.
-    reach = max(each.lookahead for each in options) + 1
-    frame_at = functools.lru_cache(maxsize=reach)(frame_at)
-    return zip(*(gated_frames(order, frame_at, source, each) for each in options), strict=True)
 
 
 def calibrate(
@@ -186,9 +141,12 @@ def _slice(state: VideoState, start: int | None, num_frames: int) -> range:
 
 
 def _private_copy(state: VideoState) -> VideoState:
-    """A session that goes its own way from here; it shares the video and the tensors, which nobody writes into."""
+    """A session that goes its own way from here; it shares the video and the tensors, which nobody writes into.
+
+    It keeps all it finds, for the slice is played through with it.
+    """
     tracks = {obj_id: _copy_track(track) for obj_id, track in state.objects.items()}
-    return dataclasses.replace(state, objects=tracks, features=None, decision_of={})
+    return dataclasses.replace(state, objects=tracks, features=None, decision_of={}, paused=None, keep="all")
 
 
 def _copy_track(track: ObjectTrack) -> ObjectTrack:
@@ -240,11 +198,7 @@ def _simulate(
 
 def _recorded_key_frame(state: VideoState, frame_idx: int, frame: GateFrame) -> KeyFrame:
     outputs = [track.prompted.get(frame_idx) or track.propagated[frame_idx] for track in state.objects.values()]
-    return KeyFrame(
-        frame_idx, frame, _low_res(state, frame_idx)[:, 0].float().cpu().numpy(),
-        predicted_ious=np.array([1.0 if output.ious is None else output.ious.item() for output in outputs]),
-        object_scores=np.array([output.object_score_logits.item() for output in outputs]),
-    )  # fmt: skip
+    return key_frame_of(outputs, frame_idx, frame)
 
 
 def _low_res(state: VideoState, frame_idx: int) -> torch.Tensor:

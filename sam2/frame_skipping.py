@@ -6,8 +6,9 @@ N objects; h, w rows and columns of their mask logits.
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -18,12 +19,13 @@ from sam2.utils.change_detection import (
     Decision,
     GateFrame,
     KeyFrame,
-    SkipGate,
     SkipPolicy,
     check_count,
     check_threshold,
     make_policy,
 )
+from sam2.utils.mask_carrier import SmallFrame
+from sam2.utils.skip_gate import SkipGate
 
 Warp = Literal["auto", "flow"] | None
 
@@ -72,6 +74,11 @@ class SkipOptions:
     def warps(self) -> bool:
         """Whether masks are carried along."""
         return self.warp == "flow" or (self.warp == "auto" and self.strategy == "memory_guided")
+
+    @property
+    def prepare(self) -> Callable[[np.ndarray], SmallFrame] | None:
+        """What every frame (H, W, 3) will be asked for, so that it can be made ahead; None for nothing."""
+        return SmallFrame.of if self.is_on and (self.warps or self.strategy == "memory_guided") else None
 
     def policy(self) -> SkipPolicy:
         """The object that decides."""
@@ -135,15 +142,21 @@ class MaskSource(Protocol):
 
 
 def gated_frames(
-    order: Sequence[int], frame_at: Callable[[int], GateFrame], source: MaskSource, options: SkipOptions
+    order: Sequence[int],
+    frame_at: Callable[[int], GateFrame],
+    source: MaskSource,
+    options: SkipOptions,
+    *,
+    gate: SkipGate | None = None,
 ) -> Iterator[Answered]:
     """Decide on each frame, process it or answer it from its key frames; yields every frame once, in order.
 
     Args:
         order: frame indices, ascending or descending by one.
         frame_at: the frame as the gate sees it.
+        gate: one of these options that knows the frames before, to go on with; a fresh one by default.
     """
-    gate = options.gate()
+    gate = gate or options.gate()
     waiting: list[FrameDecision] = []  # frames that are answered when the next key frame is known
     for frame_idx in order:
         start = time.perf_counter()
@@ -185,6 +198,53 @@ def all_frames(order: Sequence[int], source: MaskSource) -> Iterator[Answered]:
         action = "prompted" if source.is_prompted(frame_idx) else "processed"
         source.process(frame_idx)
         yield Answered(_record(frame_idx, Decision(action, 0.0, "skipping is off"), start), None)
+
+
+class RecordedMasks:
+    """Masks that are known beforehand, in the network's place (`MaskSource`). Any number of runs may share one.
+
+    Args:
+        key_frame: a frame's masks, by its index and picture.
+        prompted: frames that are never skipped, at least the first one.
+    """
+
+    def __init__(self, key_frame: Callable[[int, GateFrame], KeyFrame], prompted: Collection[int]) -> None:
+        self._key_frame = key_frame
+        self._prompted = prompted
+
+    def is_over(self) -> bool:
+        return False
+
+    def has_changed(self) -> bool:
+        return False
+
+    def is_prompted(self, frame_idx: int) -> bool:
+        return frame_idx in self._prompted
+
+    def process(self, frame_idx: int) -> None:
+        pass
+
+    def key_frame(self, frame_idx: int, frame: GateFrame) -> KeyFrame:
+        return self._key_frame(frame_idx, frame)
+
+
+def play_through(
+    order: Sequence[int],
+    frame_at: Callable[[int], GateFrame],
+    source: RecordedMasks,
+    options: Sequence[SkipOptions],
+) -> Iterator[tuple[Answered, ...]]:
+    """Skip by several options side by side, so that each frame is prepared once; yields all answers to a frame.
+
+    Args:
+        order: frame indices, ascending or descending by one.
+        frame_at: the frame as the gate sees it.
+    """
+    # Runs that look ahead are at most so many frames further than the others.
+    reach = max(each.lookahead for each in options) + 1
+    frame_at = functools.lru_cache(maxsize=reach)(frame_at)
+    runs = [gated_frames(order, frame_at, source, o) if o.is_on else all_frames(order, source) for o in options]
+    return zip(*runs, strict=True)
 
 
 def _decide(gate: SkipGate, source: MaskSource, frame_idx: int, frame: GateFrame) -> Decision:

@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from sam2.frame_skipping import SKIPPED, SkipOptions, Warp, all_frames, gated_frames
+from sam2.frame_skipping import SkipOptions, Warp
 from sam2.modeling.compilation import compile_with_cloned_outputs
-from sam2.modeling.outputs import FrameFeatures, FrameOutput, FrameRequest, PointInputs
-from sam2.modeling.sam2_base import NO_OBJ_SCORE, SAM2Base, keep_highest_object
-from sam2.utils.change_detection import GateFrame, KeyFrame, SkipPolicy
+from sam2.modeling.outputs import PointInputs
+from sam2.modeling.sam2_base import NO_OBJ_SCORE, keep_highest_object
+from sam2.results import FrameResult, frame_result
+from sam2.utils.change_detection import SkipPolicy
 from sam2.utils.frame_loader import FrameLoader
-from sam2.utils.misc import fill_holes_in_mask_scores
 from sam2.utils.prompts import read_box, read_mask, read_points
-from sam2.video_state import ObjectId, ObjectTrack, VideoState
+from sam2.utils.video_io import StrPath
+from sam2.video_propagation import Direction, FrameAnswer, Scope, TrackingRun, frame_order, known_answer, stack_numbers
+from sam2.video_state import Corrections, Keep, ObjectId, ObjectTrack, VideoState
+from sam2.video_tracking import VideoTracker, resize_masks
 
 if TYPE_CHECKING:
     from sam2.calibration import Calibration
-
-
-logger = logging.getLogger(__name__)
+    from sam2.streaming import Color, VideoStream
 
 
 def _skip_option(name: str) -> property:
@@ -45,7 +45,7 @@ def _skip_option(name: str) -> property:
 Answer = tuple[int, list[ObjectId], Tensor]  # frame index, object ids, mask logits (objects, 1, height, width)
 
 
-class SAM2VideoPredictor(SAM2Base):
+class SAM2VideoPredictor(VideoTracker):
     """Tracks any number of objects through a video.
 
     A session is a `VideoState` from `init_state`; the predictor itself keeps nothing between calls. Each object is
@@ -57,10 +57,14 @@ class SAM2VideoPredictor(SAM2Base):
         clear_non_cond_mem_around_input: after a prompt, forget what was tracked within reach of memory around it, so
             that corrections are not outvoted by the mistakes they correct.
         add_all_frames_to_correct_as_cond: a corrected frame counts as prompted from then on, so that propagation keeps
-            the correction instead of tracking the frame anew.
+            the correction instead of tracking the frame anew; `init_state(..., corrections="sticky")` is the same for
+            one session.
         skip_mad_threshold, skip_strategy, skip_warp, skip_lookahead, max_consecutive_skips: which frames to skip, and
             how (`SkipOptions`); also attributes, which can be set at any time and count from the next propagation. The
             default skips frames that hardly differ from the last processed one; a threshold of 0 or None skips none.
+        max_batch_objects: so many objects at most go through the network at once; None takes 1 on a CPU, where
+            batches gain little and an object's masks are then the same bit for bit whatever the others are, and 16
+            elsewhere, where they differ by rounding. Only objects that remember the same frames share a batch.
         **kwargs: options of `SAM2Base`.
     """
 
@@ -68,14 +72,16 @@ class SAM2VideoPredictor(SAM2Base):
         self, fill_hole_area: int = 0, non_overlap_masks: bool = False, clear_non_cond_mem_around_input: bool = False,
         add_all_frames_to_correct_as_cond: bool = False, *, skip_mad_threshold: float | None = 0.05,
         skip_strategy: str | SkipPolicy = "naive", skip_warp: Warp = "auto", skip_lookahead: int = 0,
-        max_consecutive_skips: int | None = None, **kwargs: Any,
+        max_consecutive_skips: int | None = None, max_batch_objects: int | None = None, **kwargs: Any,
     ) -> None:  # fmt: skip
-        super().__init__(**kwargs)
+        super().__init__(
+            fill_hole_area=fill_hole_area, clear_non_cond_mem_around_input=clear_non_cond_mem_around_input,
+            max_batch_objects=max_batch_objects, **kwargs,
+        )  # fmt: skip
         self.skipping = SkipOptions(
             skip_mad_threshold, skip_strategy, skip_warp, skip_lookahead, max_consecutive_skips
         )  # fmt: skip
-        self.fill_hole_area, self.non_overlap_masks = fill_hole_area, non_overlap_masks
-        self.clear_non_cond_mem_around_input = clear_non_cond_mem_around_input
+        self.non_overlap_masks = non_overlap_masks
         self.add_all_frames_to_correct_as_cond = add_all_frames_to_correct_as_cond
 
     skip_mad_threshold = _skip_option("threshold")
@@ -95,7 +101,7 @@ class SAM2VideoPredictor(SAM2Base):
 
     def init_state(
         self, video_path: Any, offload_video_to_cpu: bool = False, offload_state_to_cpu: bool = False,
-        async_loading_frames: bool = False,
+        async_loading_frames: bool = False, *, keep: Keep = "window", corrections: Corrections = "tracked",
     ) -> VideoState:  # fmt: skip
         """Open a video for prompting and tracking. Frames are decoded when they are needed.
 
@@ -105,22 +111,92 @@ class SAM2VideoPredictor(SAM2Base):
             offload_video_to_cpu: keep prepared frames on the CPU until they are encoded.
             offload_state_to_cpu: keep memory and masks on the CPU, for less GPU memory and some speed.
             async_loading_frames: upstream's option; frames are always read ahead in the background.
+            keep: "window" keeps what memory attention can still read, which does not grow with the video: the frames
+                around the current one and around every prompt. Of all others it keeps the object pointer and the
+                masks, packed to some KB (`PackedMask`). The masks that are tracked are the same as with "all". Where
+                an old frame is shown again its edges are right to a small share of a pixel; where a later click or
+                start needs memory that was dropped, it is made again from the packed masks and a warning is logged:
+                the answer is then close to that of "all", not equal. "all" keeps everything, as upstream does.
+            corrections: what a click on a frame does that was tracked before. "tracked", as upstream: it tells memory
+                more, and the next propagation tracks the frame anew. "sticky": the frame counts as prompted from then
+                on, and propagation returns the corrected mask.
 
         Raises:
-            FileNotFoundError, ValueError: there is no such video, or it has no usable frames.
+            FileNotFoundError, ValueError: there is no such video, it has no usable frames, or an option is unknown.
         """
+        for name, value, allowed in (
+            ("keep", keep, ("window", "all")),
+            ("corrections", corrections, ("tracked", "sticky")),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name} must be {' or '.join(map(repr, allowed))}, got {value!r}")
         device = self.device
         frames = FrameLoader(video_path, self.image_size, device, offload_video_to_cpu=offload_video_to_cpu)
         return VideoState(
             frames, device=device, storage_device=torch.device("cpu") if offload_state_to_cpu else device,
             offload_video_to_cpu=offload_video_to_cpu, offload_state_to_cpu=offload_state_to_cpu,
+            keep=keep, corrections=corrections,
         )  # fmt: skip
+
+    @contextmanager
+    def open(self, video: Any, **options: Any) -> Iterator[VideoState]:
+        """`init_state` for a `with` statement: the session is closed, and its memory freed, at the end of it."""
+        state = self.init_state(video, **options)
+        try:
+            yield state
+        finally:
+            state.close()
+
+    def save(self, state: VideoState, path: StrPath) -> None:
+        """Write a session to a file, to go on with `load` later or on another machine: prompts, memory, masks and
+        decisions, everything but the video and the weights.
+
+        Raises:
+            ValueError: the session is closed, or a stream. TypeError: an object's id is no number, string or tuple.
+        """
+        from sam2.state_file import save_state
+
+        save_state(self, state, path)
+
+    def load(self, path: StrPath, video: Any, **options: Any) -> VideoState:
+        """Open a video with the session that `save` wrote; what follows is what would have followed there.
+
+        Args:
+            video: the same video, from wherever it lies now.
+            **options: the offloading options of `init_state`; `keep` and `corrections` are the saved session's.
+
+        Raises:
+            FileNotFoundError: there is no such file or video.
+            ValueError: the file is no session, or one of another video or another model.
+        """
+        from sam2.state_file import load_state
+
+        return load_state(self, path, video, **options)
+
+    def stream(
+        self, *, color: Color | None = None, corrections: Corrections = "tracked", offload_state_to_cpu: bool = False
+    ) -> VideoStream:
+        """Track frames as they come, from a camera or any iterator: see `VideoStream`.
+
+        Args:
+            color: the order of the colours of frames that are arrays or tensors, "bgr" from OpenCV, "rgb" from most
+                others; PIL images know theirs.
+            corrections, offload_state_to_cpu: as of `init_state`.
+
+        Raises:
+            ValueError: `color` is neither, or `skip_lookahead` is on.
+        """
+        from sam2.streaming import VideoStream
+
+        return VideoStream(self, color=color, corrections=corrections, offload_state_to_cpu=offload_state_to_cpu)
 
     @torch.inference_mode()
     def reset_state(self, inference_state: VideoState) -> None:
         """Forget all objects, their prompts and results; the video stays open."""
+        inference_state.check_open()
         inference_state.objects.clear()
         inference_state.decision_of.clear()
+        inference_state.paused = None
 
     # Prompts
 
@@ -166,7 +242,7 @@ class SAM2VideoPredictor(SAM2Base):
             coords = torch.cat([earlier.point_coords, coords], dim=1)
             marks = torch.cat([earlier.point_labels, marks], dim=1)
         prompt = PointInputs(coords, marks)
-        self._answer_prompt(state, track, frame_idx, prompt)
+        self._answer_prompt(state, track, frame_idx, prompt, self._is_prompted_frame(state, track, frame_idx))
         track.points[frame_idx] = prompt
         track.masks.pop(frame_idx, None)
         return self._show_prompted(state, obj_id, track, frame_idx)
@@ -192,39 +268,20 @@ class SAM2VideoPredictor(SAM2Base):
             prompt = F.interpolate(prompt, square, mode="bilinear", align_corners=False, antialias=True)
         prompt = (prompt >= 0.5).float()
         track = state.objects.get(obj_id) or ObjectTrack()
-        self._answer_prompt(state, track, frame_idx, prompt)
+        self._answer_prompt(state, track, frame_idx, prompt, self._is_prompted_frame(state, track, frame_idx))
         track.masks[frame_idx] = prompt
         track.points.pop(frame_idx, None)
         return self._show_prompted(state, obj_id, track, frame_idx)
 
-    def _is_prompted_frame(self, track: ObjectTrack, frame_idx: int) -> bool:
+    def _is_prompted_frame(self, state: VideoState, track: ObjectTrack, frame_idx: int) -> bool:
         """Whether a prompt on this frame makes it a prompted one: always before it was tracked, else by option."""
-        return frame_idx not in track.tracked or self.add_all_frames_to_correct_as_cond
-
-    def _answer_prompt(
-        self, state: VideoState, track: ObjectTrack, frame_idx: int, prompt: PointInputs | Tensor
-    ) -> None:
-        """Segment one object on one frame under its prompt, and keep the answer until it is written to memory."""
-        points = prompt if isinstance(prompt, PointInputs) else None
-        prompted = self._is_prompted_frame(track, frame_idx)
-        previous = track.latest_masks(frame_idx, prompted) if points is not None else None
-        request = FrameRequest(
-            frame_idx, state.num_frames,
-            reverse=track.tracked.get(frame_idx, False),
-            reads_memory=frame_idx in track.tracked,
-            points=points,
-            mask=None if isinstance(prompt, PointInputs) else prompt,
-            # Unbounded logits would drown the clicks that refine them.
-            previous_logits=None if previous is None else previous.to(state.device).clamp(-32.0, 32.0),
-        )  # fmt: skip
-        output = self._track_object(state, track, request, remember=False)
-        # Prompts wait here, so that a frame is written to memory once, however many prompts refine it.
-        (track.pending_prompted if prompted else track.pending_propagated)[frame_idx] = output
+        sticky = state.corrections == "sticky" or self.add_all_frames_to_correct_as_cond
+        return frame_idx not in track.tracked or sticky
 
     def _show_prompted(self, state: VideoState, obj_id: ObjectId, track: ObjectTrack, frame_idx: int) -> Answer:
         """Add the object to the session now that its prompt was answered, and show all objects on that frame."""
         state.objects.setdefault(obj_id, track)
-        return self._show(state, frame_idx, prompted=self._is_prompted_frame(track, frame_idx))
+        return self._show(state, frame_idx, prompted=self._is_prompted_frame(state, track, frame_idx))
 
     def _show(self, state: VideoState, frame_idx: int, prompted: bool) -> Answer:
         """The newest masks of all objects on a frame, NO_OBJ_SCORE where an object has none."""
@@ -235,7 +292,7 @@ class SAM2VideoPredictor(SAM2Base):
             if masks is None:
                 shown.append(torch.full((1, 1, *size), NO_OBJ_SCORE, device=state.device))
             else:
-                shown.append(_resize(masks.to(state.device), size))
+                shown.append(resize_masks(masks.to(state.device), size))
         return frame_idx, state.obj_ids, self._separate(torch.cat(shown))
 
     @torch.inference_mode()
@@ -268,6 +325,7 @@ class SAM2VideoPredictor(SAM2Base):
             RuntimeError: unknown object and `strict`.
         """
         state = inference_state
+        state.check_open()
         if obj_id not in state.objects:
             if strict:
                 raise RuntimeError(f"obj_id {obj_id!r} is not in this session; its objects are {state.obj_ids}")
@@ -291,58 +349,40 @@ class SAM2VideoPredictor(SAM2Base):
         Raises:
             RuntimeError: there is no object, or an object without any prompt.
         """
-        if not inference_state.objects:
+        self._prepare(inference_state, Scope())
+
+    def _prepare(self, state: VideoState, scope: Scope) -> None:
+        """`propagate_in_video_preflight`; only the objects that are tracked need a prompt."""
+        state.check_open()
+        if not state.objects:
             raise RuntimeError("nothing to track: add points, a box or a mask for an object first")
-        for obj_id, track in inference_state.objects.items():
-            self._commit_prompts(inference_state, track)
-            if not track.prompted:
+        for obj_id, track in state.objects.items():
+            self._commit_prompts(state, track)
+            if scope.includes(obj_id) and not track.prompted:
                 raise RuntimeError(f"nothing to track for obj_id {obj_id!r}: add points, a box or a mask for it first")
-
-    def _commit_prompts(self, state: VideoState, track: ObjectTrack) -> None:
-        """Write an object's pending outputs to memory."""
-        for prompted in (False, True):
-            pending = track.pending_prompted if prompted else track.pending_propagated
-            for frame_idx in list(pending):
-                self._write_prompted_memory(state, frame_idx, pending[frame_idx])
-                track.commit_frame(frame_idx, pending.pop(frame_idx), prompted)
-                self._forget_around_prompt(track, frame_idx)
-        for frame_idx in track.prompted:
-            track.propagated.pop(frame_idx, None)
-
-    def _write_prompted_memory(self, state: VideoState, frame_idx: int, output: FrameOutput) -> None:
-        masks = _resize(output.pred_masks.to(state.device), (self.image_size, self.image_size))
-        with self.autocast():
-            features = self._features(state, frame_idx)
-            # parity: mask prompts enter memory as clicks do.
-            memory = self.write_memory(features, masks, output.object_score_logits, from_points=True)
-        self._keep_memory(state, output, memory.features, memory.position)
-
-    def _keep_memory(self, state: VideoState, output: FrameOutput, features: Tensor, position: Tensor) -> None:
-        """Put a frame's memory into its output, as it is stored."""
-        # bfloat16 halves the memory bank, and is how Meta's models were evaluated.
-        output.maskmem_features = features.to(state.storage_device, torch.bfloat16, non_blocking=True)
-        if state.memory_position is None:
-            state.memory_position = position.clone()
-        output.maskmem_pos_enc = [state.memory_position]  # the same for all frames and objects
-
-    def _forget_around_prompt(self, track: ObjectTrack, frame_idx: int) -> None:
-        if self.clear_non_cond_mem_around_input:
-            track.forget_propagated(frame_idx, self.memory_temporal_stride_for_eval * self.num_maskmem)
 
     def propagate_in_video(
         self, inference_state: VideoState, start_frame_idx: int | None = None,
         max_frame_num_to_track: int | None = None, reverse: bool = False, *, progress: bool = True,
+        obj_ids: Collection[ObjectId] | None = None, direction: Direction | None = None,
     ) -> Iterator[Answer]:  # fmt: skip
-        """Track all objects through the video.
+        """Track objects through the video.
 
-        Objects may be prompted, added and removed while the loop runs; it takes effect on the next frame.
+        Objects may be prompted, corrected, added and removed while the loop runs; it takes effect on the next frame,
+        and on no other object.
 
         Args:
-            start_frame_idx: first frame; by default the earliest frame that any object was prompted on.
+            start_frame_idx: first frame; by default the earliest frame that any tracked object was prompted on.
             max_frame_num_to_track: how many frames to go from there, the first one not counted (upstream's rule: N
                 gives N + 1 frames); by default to the end.
             reverse: go backwards in time; from frame 0 there is nothing to do.
             progress: show a progress bar.
+            obj_ids: track these only. The others are yielded as they were found before, NO_OBJ_SCORE where they were
+                not, and stay as they are.
+            direction: "forward" or "backward" (which is `reverse`), or "both": each object backward from its first
+                prompted frame to the start of the video, then forward from there to the end, which takes no
+                `start_frame_idx` or `max_frame_num_to_track`. All frames are yielded once, in order of time, after the
+                backward part is done. On each object it is what two calls would do, backward first.
 
         Yields:
             Frame index, object ids, mask logits (objects, 1, height, width), above 0 inside an object.
@@ -350,131 +390,99 @@ class SAM2VideoPredictor(SAM2Base):
         Raises:
             RuntimeError: there is nothing to track. ValueError: bad arguments.
         """
-        state = inference_state
-        if max_frame_num_to_track is not None and max_frame_num_to_track < 0:
-            raise ValueError(f"max_frame_num_to_track must not be negative, got {max_frame_num_to_track}")
-        if start_frame_idx is not None:
-            start_frame_idx = state.check_frame("start_frame_idx", start_frame_idx)
-        self.propagate_in_video_preflight(state)
-        if start_frame_idx is None:
-            start_frame_idx = min(t for track in state.objects.values() for t in track.prompted)
-        order = _processing_order(start_frame_idx, max_frame_num_to_track, state.num_frames, reverse)
-        return self._propagate(state, order, reverse, progress)
+        answers = self._plan(
+            inference_state, start_frame_idx, max_frame_num_to_track, reverse, progress, obj_ids, direction
+        )
+        return ((a.decision.frame, a.obj_ids, self._at_video_size(inference_state, a)) for a in answers)
+
+    def propagate_results(
+        self, inference_state: VideoState, start_frame_idx: int | None = None,
+        max_frame_num_to_track: int | None = None, reverse: bool = False, *, progress: bool = True,
+        obj_ids: Collection[ObjectId] | None = None, direction: Direction | None = None,
+    ) -> Iterator[FrameResult]:  # fmt: skip
+        """`propagate_in_video` that yields masks, boxes, scores and statuses rather than logits: see `sam2.results`."""
+        answers = self._plan(
+            inference_state, start_frame_idx, max_frame_num_to_track, reverse, progress, obj_ids, direction
+        )
+        return (self._result(inference_state, answer) for answer in answers)
+
+    def _plan(
+        self, state: VideoState, start: int | None, max_frames: int | None, reverse: bool, progress: bool,
+        obj_ids: Collection[ObjectId] | None, direction: Direction | None,
+    ) -> Iterator[FrameAnswer]:  # fmt: skip
+        """Check the arguments of a propagation, write pending prompts to memory, and set out."""
+        if max_frames is not None and max_frames < 0:
+            raise ValueError(f"max_frame_num_to_track must not be negative, got {max_frames}")
+        if direction not in (None, "forward", "backward", "both"):
+            raise ValueError(f'direction must be "forward", "backward", "both" or None, got {direction!r}')
+        if reverse and direction not in (None, "backward"):
+            raise ValueError(f"reverse=True goes backward, got direction={direction!r} as well")
+        if start is not None:
+            start = state.check_frame("start_frame_idx", start)
+        if direction == "both" and (start is not None or max_frames is not None):
+            raise ValueError('direction="both" goes from the prompts to both ends: it takes no start and no limit')
+        if obj_ids is not None:
+            for obj_id in obj_ids:
+                state.track(obj_id)
+            if not obj_ids:
+                raise ValueError("obj_ids must name at least one object, or be None for all")
+        scope = Scope(None if obj_ids is None else frozenset(obj_ids), from_prompt=direction == "both")
+        with torch.inference_mode():
+            self._prepare(state, scope)
+        if direction == "both":
+            return self._propagate_both(state, scope, progress)
+        tracks = [track for obj_id, track in state.objects.items() if scope.includes(obj_id)]
+        start = min(t for track in tracks for t in track.prompted) if start is None else start
+        backward = reverse or direction == "backward"
+        return self._propagate(state, scope, start, max_frames, backward, progress)
+
+    @torch.inference_mode()
+    def _propagate(
+        self, state: VideoState, scope: Scope, start: int, max_frames: int | None, reverse: bool, progress: bool
+    ) -> Iterator[FrameAnswer]:
+        order = frame_order(state, start, max_frames, reverse)
+        with tqdm(total=len(order), desc="propagate in video", disable=not progress) as bar:
+            for answer in TrackingRun(self, state, reverse, scope).frames(order, self.skipping):
+                bar.update()
+                yield answer
+
+    @torch.inference_mode()
+    def _propagate_both(self, state: VideoState, scope: Scope, progress: bool) -> Iterator[FrameAnswer]:
+        firsts = [min(track.prompted) for obj_id, track in state.objects.items() if scope.includes(obj_id)]
+        backward = frame_order(state, max(firsts), None, reverse=True)
+        forward = frame_order(state, min(firsts), None, reverse=False)
+        with tqdm(total=len(backward) + len(forward), desc="propagate in video", disable=not progress) as bar:
+            side = self.image_size // 4
+            like = torch.empty(1, 1, side, side, device=state.device)
+            for _ in TrackingRun(self, state, True, scope).frames(backward, self.skipping):
+                bar.update()
+            for frame_idx in range(min(firsts)):
+                if not state.objects:
+                    return
+                yield known_answer(state, frame_idx, like)
+            for answer in TrackingRun(self, state, False, scope).frames(forward, self.skipping):
+                bar.update()
+                yield answer
+
+    def _at_video_size(self, state: VideoState, answer: FrameAnswer) -> Tensor:
+        """An answer's masks as they are shown, logits (N, 1, H, W); they are the caller's to change."""
+        shown = resize_masks(answer.masks, (state.video_height, state.video_width))
+        return self._separate(shown.clone() if shown is answer.masks else shown)
+
+    def _result(self, state: VideoState, answer: FrameAnswer) -> FrameResult:
+        return frame_result(
+            answer.decision, answer.obj_ids, self._at_video_size(state, answer), stack_numbers(answer.object_scores),
+            stack_numbers(answer.predicted_ious), prompted_ids=answer.prompted_ids,
+        )  # fmt: skip
+
+    def _separate(self, masks: Tensor) -> Tensor:
+        return keep_highest_object(masks) if self.non_overlap_masks else masks
 
     def calibrate(self, inference_state: VideoState, fidelity: float = 0.95, **options: Any) -> Calibration:
         """The threshold that keeps a wanted fidelity on a slice of this clip: see `sam2.calibration.calibrate`."""
         from sam2.calibration import calibrate
 
         return calibrate(self, inference_state, fidelity, **options)
-
-    @torch.inference_mode()
-    def _propagate(self, state: VideoState, order: range, reverse: bool, progress: bool) -> Iterator[Answer]:
-        run = _Run(self, state, reverse)
-        if self.skipping.is_on:
-            frames = gated_frames(order, state.gate_frame, run, self.skipping)
-        else:
-            frames = all_frames(order, run)
-        with tqdm(total=len(order), desc="propagate in video", disable=not progress) as bar:
-            for decision, carried in frames:
-                state.record(decision)
-                if decision.action in SKIPPED:
-                    logger.info("Skipping frame %d due to %s", decision.frame, decision.reason)
-                masks = run.masks if carried is None else run.carry(decision.frame, carried)
-                shown = _resize(masks, (state.video_height, state.video_width))
-                bar.update()
-                yield decision.frame, list(run.obj_ids), self._separate(shown)
-
-    def _track_or_show(self, state: VideoState, track: ObjectTrack, frame_idx: int, reverse: bool) -> Tensor:
-        """One object's low-res masks on a frame: the prompt's answer where there is one, else tracked."""
-        if frame_idx in track.prompted:
-            self._forget_around_prompt(track, frame_idx)
-            output = track.prompted[frame_idx]
-        else:
-            request = FrameRequest(frame_idx, state.num_frames, reverse=reverse)
-            output = self._track_object(state, track, request, remember=True)
-            track.commit_frame(frame_idx, output, prompted=False)
-        track.tracked[frame_idx] = reverse
-        return output.pred_masks.to(state.device, non_blocking=True)
-
-    # Network
-
-    def _features(self, state: VideoState, frame_idx: int) -> FrameFeatures:
-        """The encoder's maps of a frame; those of the last frame are kept, for all objects and repeated prompts."""
-        if state.features is None or state.features[0] != frame_idx:
-            state.features = None  # free the old maps before making new ones
-            image = state.frames[frame_idx].to(state.device, torch.float32)
-            state.features = (frame_idx, self.encode_image(image[None]))
-        return state.features[1]
-
-    def _track_object(
-        self, state: VideoState, track: ObjectTrack, request: FrameRequest, remember: bool
-    ) -> FrameOutput:
-        """Run the network for one object on one frame; what is returned is all that the session keeps of it."""
-        with self.autocast():
-            features = self._features(state, request.frame_idx)
-            output = self.track(features, track.bank, request, remember)
-        masks = output.pred_masks
-        if self.fill_hole_area > 0:
-            masks = fill_holes_in_mask_scores(masks, self.fill_hole_area)
-        kept = FrameOutput(
-            pred_masks=masks.to(state.storage_device, non_blocking=True), obj_ptr=output.obj_ptr,
-            object_score_logits=output.object_score_logits, ious=output.ious,
-        )  # fmt: skip
-        if output.maskmem_features is not None and output.maskmem_pos_enc is not None:
-            self._keep_memory(state, kept, output.maskmem_features, output.maskmem_pos_enc[-1])
-        return kept
-
-    def _separate(self, masks: Tensor) -> Tensor:
-        return keep_highest_object(masks) if self.non_overlap_masks else masks
-
-
-class _Run:
-    """One propagation through a clip: what the loop over frames asks for its masks (`MaskSource`)."""
-
-    def __init__(self, predictor: SAM2VideoPredictor, state: VideoState, reverse: bool) -> None:
-        self.predictor, self.state, self.reverse = predictor, state, reverse
-        self.obj_ids = state.obj_ids
-        self.masks = torch.empty(0)  # low-res logits (N, 1, h, w) of the frame processed last
-
-    def is_over(self) -> bool:
-        return not self.state.objects
-
-    def has_changed(self) -> bool:
-        pending = [track for track in self.state.objects.values() if track.has_pending]
-        for track in pending:
-            self.predictor._commit_prompts(self.state, track)
-        before, self.obj_ids = self.obj_ids, self.state.obj_ids
-        return bool(pending) or before != self.obj_ids
-
-    def is_prompted(self, frame_idx: int) -> bool:
-        return any(frame_idx in track.prompted for track in self.state.objects.values())
-
-    def process(self, frame_idx: int) -> None:
-        tracks = self.state.objects.values()
-        masks = [self.predictor._track_or_show(self.state, track, frame_idx, self.reverse) for track in tracks]
-        self.masks = torch.cat(masks)
-
-    def key_frame(self, frame_idx: int, frame: GateFrame) -> KeyFrame:
-        tracks = self.state.objects.values()
-        outputs = [track.prompted.get(frame_idx) or track.propagated[frame_idx] for track in tracks]
-        sure = torch.ones(1, 1, device=self.state.device)
-        ious = [sure if output.ious is None else output.ious for output in outputs]
-        return KeyFrame(
-            frame_idx,
-            frame,
-            logits=self.masks[:, 0].float().cpu().numpy(),
-            predicted_ious=_to_numpy(ious),
-            object_scores=_to_numpy([output.object_score_logits for output in outputs]),
-        )
-
-    def carry(self, frame_idx: int, logits: np.ndarray) -> Tensor:
-        """Show masks (N, h, w) that were carried to a skipped frame; returns them as (N, 1, h, w)."""
-        masks = torch.tensor(logits, device=self.state.storage_device)[:, None]
-        for obj_id, mask in zip(self.obj_ids, masks.split(1), strict=True):
-            if (track := self.state.objects.get(obj_id)) is not None:
-                track.carry(frame_idx, mask)
-                track.tracked[frame_idx] = self.reverse
-        return masks.to(self.state.device, copy=True)  # what is yielded is the caller's to change
 
 
 class SAM2VideoPredictorVOS(SAM2VideoPredictor):
@@ -489,25 +497,3 @@ class SAM2VideoPredictorVOS(SAM2VideoPredictor):
         compile_with_cloned_outputs(self.memory_attention, dynamic=True)  # the number of memories varies
         compile_with_cloned_outputs(self.sam_prompt_encoder, dynamic=False)
         compile_with_cloned_outputs(self.sam_mask_decoder, dynamic=False)
-
-
-def _to_numpy(values: Sequence[Tensor]) -> np.ndarray:
-    """One number (1, 1) of each object, as (N,); a single copy where they are on a GPU."""
-    return torch.cat(list(values))[:, 0].float().cpu().numpy()
-
-
-def _processing_order(start: int, max_frames: int | None, num_frames: int, reverse: bool) -> range:
-    """Frames in the order they are tracked, `start` and up to `max_frames` more."""
-    reach = num_frames if max_frames is None else max_frames
-    if not reverse:
-        return range(start, min(start + reach, num_frames - 1) + 1)
-    if start == 0:
-        return range(0)
-    return range(start, max(start - reach, 0) - 1, -1)
-
-
-def _resize(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """Mask logits (B, 1, h, w) at another size."""
-    if masks.shape[-2:] == size:
-        return masks
-    return F.interpolate(masks, size, mode="bilinear", align_corners=False)

@@ -6,28 +6,48 @@ upstream: non-conditioning), and *pending* until the next propagation writes it 
 
 from __future__ import annotations
 
+import bisect
 import operator
-from collections.abc import Hashable, Iterator, Mapping
+from collections import ChainMap
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sam2.frame_skipping import FrameDecision, decision_table
+from sam2.frame_skipping import FrameDecision, SkipOptions, decision_table
 from sam2.modeling.memory_bank import MemoryBank
 from sam2.modeling.outputs import FrameFeatures, FrameOutput, PointInputs
 from sam2.utils.change_detection import GateFrame
 from sam2.utils.frame_loader import FrameLoader
+from sam2.utils.skip_gate import GateMemo
+from sam2.video_memory import FadedOutput, PackedMask, pack_masks, unpack_mask
 
 ObjectId = Hashable
+
+Keep = Literal["window", "all"]
+Corrections = Literal["tracked", "sticky"]
+
+
+class CarriedMask(NamedTuple):
+    """One object's masks on a skipped frame."""
+
+    masks: Tensor | PackedMask  # low-res logits (1, 1, h, w)
+    key_frame_idx: int  # the frame they come from, whose scores they share
+
+    @property
+    def logits(self) -> Tensor:
+        """(1, 1, h, w)."""
+        return unpack_mask(self.masks) if isinstance(self.masks, PackedMask) else self.masks
 
 
 @dataclass
 class ObjectTrack:
     """One object: its prompts and its results, by frame index.
 
-    A frame's committed output is in one of `prompted`, `propagated` and `carried` at most.
+    What is known of a frame is in one of `prompted`, `propagated`, `carried`, `faded` and `faded_carried` at most, the
+    pending outputs aside.
     """
 
     points: dict[int, PointInputs] = field(default_factory=dict)
@@ -36,13 +56,15 @@ class ObjectTrack:
     propagated: dict[int, FrameOutput] = field(default_factory=dict)
     pending_prompted: dict[int, FrameOutput] = field(default_factory=dict)
     pending_propagated: dict[int, FrameOutput] = field(default_factory=dict)
-    carried: dict[int, Tensor] = field(default_factory=dict)  # masks of skipped frames: shown, never remembered
+    carried: dict[int, CarriedMask] = field(default_factory=dict)  # of skipped frames: shown, never remembered
+    faded: dict[int, FadedOutput] = field(default_factory=dict)  # propagated, and out of memory's reach since
+    faded_carried: dict[int, CarriedMask] = field(default_factory=dict)  # carried long ago, and packed
     tracked: dict[int, bool] = field(default_factory=dict)  # frames propagation passed, and whether in reverse
 
     @property
     def bank(self) -> MemoryBank:
         """What the object remembers."""
-        return MemoryBank(self.prompted, self.propagated)
+        return MemoryBank(self.prompted, ChainMap(self.propagated, self.faded))  # type: ignore[arg-type]
 
     @property
     def has_pending(self) -> bool:
@@ -53,31 +75,45 @@ class ObjectTrack:
         """Frames with a prompt, in order."""
         return sorted({*self.points, *self.masks})
 
-    def latest_output(self, frame_idx: int, prompted: bool) -> FrameOutput | None:
+    def latest_output(self, frame_idx: int, prompted: bool = False) -> FrameOutput | FadedOutput | None:
         """The newest output on a frame: the pending one of the given kind, else the committed one."""
         # parity: a pending output of the other kind is not looked at.
         pending = self.pending_prompted if prompted else self.pending_propagated
-        for store in (pending, self.prompted, self.propagated):
+        for store in (pending, self.prompted, self.propagated, self.faded):
             if frame_idx in store:
                 return store[frame_idx]
         return None
 
-    def latest_masks(self, frame_idx: int, prompted: bool) -> Tensor | None:
+    def latest_masks(self, frame_idx: int, prompted: bool = False) -> Tensor | None:
         """The newest low-res mask logits (1, 1, h, w) on a frame, those of a skipped frame included."""
         output = self.latest_output(frame_idx, prompted)
-        return self.carried.get(frame_idx) if output is None else output.pred_masks
+        if output is not None:
+            return output.pred_masks
+        carried = self.carried.get(frame_idx) or self.faded_carried.get(frame_idx)
+        return None if carried is None else carried.logits
 
-    def carry(self, frame_idx: int, masks: Tensor) -> None:
-        """Take masks (1, 1, h, w) for a skipped frame: they are shown, and memory never reads them."""
-        self.propagated.pop(frame_idx, None)
-        self.carried[frame_idx] = masks
+    def carry(self, frame_idx: int, masks: Tensor, key_frame_idx: int) -> None:
+        """Take masks (1, 1, h, w) of a key frame for a skipped one: they are shown, and memory never reads them."""
+        for store in (self.propagated, self.faded, self.faded_carried):
+            store.pop(frame_idx, None)
+        self.carried[frame_idx] = CarriedMask(masks, key_frame_idx)
 
     def commit_frame(self, frame_idx: int, output: FrameOutput, prompted: bool) -> None:
         """Let memory read an output from now on."""
         (self.prompted if prompted else self.propagated)[frame_idx] = output
-        self.carried.pop(frame_idx, None)
+        for store in (self.carried, self.faded, self.faded_carried):
+            store.pop(frame_idx, None)
         if prompted:
             self.propagated.pop(frame_idx, None)
+
+    def forget_before(self, frame_idx: int) -> None:
+        """Drop all that is known of earlier frames, what the prompted ones remember aside."""
+        stores: list[dict[int, Any]] = [
+            self.points, self.masks, self.propagated, self.carried, self.faded, self.faded_carried, self.tracked,
+        ]  # fmt: skip
+        for store in stores:
+            for t in [t for t in store if t < frame_idx]:
+                del store[t]
 
     def forget_prompts(self, frame_idx: int) -> None:
         """Take back a frame's prompts; what they answered stays as a propagated output."""
@@ -91,8 +127,47 @@ class ObjectTrack:
 
     def forget_propagated(self, around: int, reach: int) -> None:
         """Drop the propagated outputs up to `reach` frames from `around`, which itself is kept."""
-        for t in [t for t in self.propagated if t != around and abs(t - around) <= reach]:
-            del self.propagated[t]
+        for store in (self.propagated, self.faded):
+            for t in [t for t in store if t != around and abs(t - around) <= reach]:
+                del store[t]
+
+
+def fade(tracks: Sequence[ObjectTrack], position: int, reach: int) -> None:
+    """Pack what is more than `reach` frames from `position` and from every prompt; only masks and pointers stay.
+
+    Around an object's prompts everything stays, because tracking starts there, in either direction.
+    """
+    outputs: list[tuple[ObjectTrack, int]] = []
+    carried: list[tuple[ObjectTrack, int]] = []
+    for track in tracks:
+        anchors = sorted({position, *track.prompted, *track.pending_prompted})
+        outputs += [(track, t) for t in track.propagated if _distance(t, anchors) > reach]
+        carried += [(track, t) for t in track.carried if _distance(t, anchors) > reach]
+    if outputs:
+        faded = FadedOutput.of([track.propagated.pop(t) for track, t in outputs])
+        for (track, t), output in zip(outputs, faded, strict=True):
+            track.faded[t] = output
+    if carried:
+        masks = [track.carried.pop(t) for track, t in carried]
+        packed = pack_masks(torch.cat([each.logits for each in masks]))
+        for (track, t), before, after in zip(carried, masks, packed, strict=True):
+            track.faded_carried[t] = before._replace(masks=after)
+
+
+def _distance(frame_idx: int, anchors: list[int]) -> int:
+    """How far a frame is from the nearest of some sorted frames."""
+    place = bisect.bisect(anchors, frame_idx)
+    return min(abs(frame_idx - anchor) for anchor in anchors[max(place - 1, 0) : place + 1])
+
+
+class PausedRun(NamedTuple):
+    """Where a propagation with skipping came to, so that the next one can go on there as if it were the same."""
+
+    last: int  # the frame it yielded last
+    reverse: bool
+    obj_ids: list[ObjectId]  # that were tracked
+    options: SkipOptions
+    memo: GateMemo
 
 
 @dataclass(eq=False)
@@ -107,10 +182,14 @@ class VideoState(Mapping[str, Any]):
     storage_device: torch.device
     offload_video_to_cpu: bool = False
     offload_state_to_cpu: bool = False
+    keep: Keep = "window"  # "window" packs what memory no longer reaches
+    corrections: Corrections = "tracked"  # "sticky": a corrected frame counts as prompted from then on
     objects: dict[ObjectId, ObjectTrack] = field(default_factory=dict)
     features: tuple[int, FrameFeatures] | None = None  # of the frame that was encoded last
     memory_position: Tensor | None = None  # (1, mem_dim, h, w) position encoding that all memory maps share
     decision_of: dict[int, FrameDecision] = field(default_factory=dict)  # the last one on each frame
+    paused: PausedRun | None = None
+    is_closed: bool = False
 
     @property
     def decisions(self) -> list[FrameDecision]:
@@ -128,7 +207,7 @@ class VideoState(Mapping[str, Any]):
 
     @property
     def num_frames(self) -> int:
-        """Length of the video."""
+        """Length of the video; what a video file declares, until its end was reached."""
         return len(self.frames)
 
     @property
@@ -148,7 +227,8 @@ class VideoState(Mapping[str, Any]):
 
     def gate_frame(self, frame_idx: int) -> GateFrame:
         """A frame as the skip gate sees it: 8-bit, at its own size and at the network's."""
-        return GateFrame(self.frames.frame(frame_idx), self.frames.pixels(frame_idx))
+        frames = self.frames
+        return GateFrame(frames.frame(frame_idx), frames.pixels(frame_idx), small=frames.extra(frame_idx))
 
     def track(self, obj_id: ObjectId) -> ObjectTrack:
         """The track of a known object. Raises ValueError for another id."""
@@ -156,13 +236,27 @@ class VideoState(Mapping[str, Any]):
             raise ValueError(f"obj_id {obj_id!r} is not in this session; its objects are {self.obj_ids}")
         return self.objects[obj_id]
 
+    def close(self) -> None:
+        """Free the frames, the memory and the results; whoever uses the session afterwards gets a ValueError."""
+        self.is_closed = True
+        self.frames.close()
+        self.objects.clear()
+        self.decision_of.clear()
+        self.features = self.memory_position = self.paused = None
+
+    def check_open(self) -> None:
+        """Raises ValueError if the session was closed."""
+        if self.is_closed:
+            raise ValueError("this session is closed: open the video again with init_state")
+
     def check_frame(self, name: str, frame_idx: int) -> int:
-        """The frame index as an int. Raises ValueError where the video has no such frame."""
+        """The frame index as an int. Raises ValueError where the video has no such frame, or is closed."""
+        self.check_open()
         try:
             index = operator.index(frame_idx)
         except TypeError:
             index = -1
-        if isinstance(frame_idx, bool) or not 0 <= index < self.num_frames:
+        if isinstance(frame_idx, bool) or not self.frames.has(index):
             raise ValueError(f"{name} must be a frame in [0, {self.num_frames - 1}], got {frame_idx!r}")
         return index
 
@@ -199,7 +293,11 @@ _UPSTREAM_NAMES = {
     ),
     "mask_inputs_per_obj": lambda s: _per_object(s, lambda track: dict(track.masks)),
     "output_dict_per_obj": lambda s: _per_object(
-        s, lambda track: {"cond_frame_outputs": track.prompted, "non_cond_frame_outputs": track.propagated}
+        s,
+        lambda track: {
+            "cond_frame_outputs": track.prompted,
+            "non_cond_frame_outputs": {**track.faded, **track.propagated},
+        },
     ),
     "temp_output_dict_per_obj": lambda s: _per_object(
         s,

@@ -14,6 +14,7 @@ other agreement than who tracks which sequence, and any of them, on any node tha
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import secrets
@@ -26,6 +27,8 @@ import torch
 
 from sam2 import __version__
 from sam2.frame_skipping import SKIPPED, FrameDecision, SkipOptions
+
+logger = logging.getLogger(__name__)
 
 
 class Work(NamedTuple):
@@ -61,7 +64,10 @@ class Work(NamedTuple):
 
 
 class SequenceRecord(NamedTuple):
-    """What one finished sequence took."""
+    """What one finished sequence took.
+
+    inputs: a digest of what it was made from; "" if that is not on record.
+    """
 
     name: str
     frames: int
@@ -70,6 +76,7 @@ class SequenceRecord(NamedTuple):
     device: str
     is_plan: bool
     settings: Mapping[str, Any]
+    inputs: str = ""
 
     @property
     def work(self) -> Work:
@@ -145,10 +152,17 @@ class RunFolder:
                 differing = ", ".join(f"{key} was {old!r}, is {new!r}" for key, old, new in values if old != new)
                 raise ValueError(f"cannot resume in {self.path}: {name} has other settings: {differing}")
 
-    def is_finished(self, name: str, stems: Sequence[str]) -> bool:
-        """Whether a sequence of these frames needs no more work: all its files are there."""
+    def is_finished(self, name: str, stems: Sequence[str], inputs: str = "") -> bool:
+        """Whether a sequence of these frames needs no more work: all its files are there, and made from these inputs.
+
+        Args:
+            inputs: as given to `finish`.
+        """
         record = self.record(name)
         if record is None or not self._is_ours(record):
+            return False
+        if record.inputs != inputs:
+            logger.warning("%s was tracked from other pictures: it is tracked anew", name)
             return False
         wanted = {"frames.json"} if self.is_plan else {"frames.json", *(f"{stem}.png" for stem in stems)}
         return record.frames == len(stems) and wanted <= set(os.listdir(self.path / name))
@@ -160,8 +174,12 @@ class RunFolder:
         for leftover in (self.path / name).glob(".*.part"):
             leftover.unlink(missing_ok=True)
 
-    def finish(self, name: str, decisions: Sequence[FrameDecision], seconds: float) -> None:
-        """Put a sequence on record. `frames.json` comes first: the record says that all else is there."""
+    def finish(self, name: str, decisions: Sequence[FrameDecision], seconds: float, inputs: str = "") -> None:
+        """Put a sequence on record. `frames.json` comes first: the record says that all else is there.
+
+        Args:
+            inputs: a digest of what the sequence was made from, by which a later run knows it again.
+        """
         lines = [
             json.dumps(
                 {"frame": d.frame, "action": d.action, "change": round(d.change, 6), "seconds": round(d.seconds, 6)}
@@ -171,7 +189,7 @@ class RunFolder:
         write_text(self.path / name / "frames.json", "[\n" + ",\n".join(lines) + "\n]\n")
         processed = sum(d.action not in SKIPPED for d in decisions)
         record = SequenceRecord(
-            name, len(decisions), processed, round(seconds, 6), self.device, self.is_plan, self.settings
+            name, len(decisions), processed, round(seconds, 6), self.device, self.is_plan, self.settings, inputs
         )
         write_text(self.path / name / "sequence.json", json.dumps(record._asdict(), indent=1) + "\n")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 
 from sam2.build_sam import EMBEDDED, find_config, load_config, packaged_file, pick_device
-from sam2.frame_skipping import FrameDecision, SkipOptions, all_frames, gated_frames
+from sam2.frame_skipping import FrameDecision, RecordedMasks, SkipOptions, play_through
 from sam2.utils.change_detection import GateFrame, KeyFrame
 from sam2.utils.davis import DavisRoot, merge_masks, read_label_map
 from sam2.utils.frame_loader import FrameLoader
@@ -166,6 +165,15 @@ def device_name(device: torch.device) -> str:
     return device.type
 
 
+def inputs_sha256(root: DavisRoot, name: str) -> str:
+    """SHA-256 of all that the masks of a sequence follow from but the settings: its frames, and what prompts it."""
+    frames = root.frame_paths(name)
+    digest = hashlib.sha256()
+    for path in (root.annotation_path(name, frames[0].stem), *frames):
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
 # The work
 
 
@@ -217,7 +225,7 @@ def track_sequence(predictor: Any, root: DavisRoot, name: str, folder: RunFolder
         writer.write(path.stem, tracked.labels)
         decisions.append(tracked.decision)
         on_frame(tracked.decision)
-    folder.finish(name, decisions, time.perf_counter() - start)
+    folder.finish(name, decisions, time.perf_counter() - start, inputs_sha256(root, name))
 
 
 def warm_up(predictor: Any, root: DavisRoot, name: str) -> None:
@@ -228,24 +236,10 @@ def warm_up(predictor: Any, root: DavisRoot, name: str) -> None:
         pass
 
 
-class _NoMasks:
-    """A source of key frames without a network, objects or masks (`MaskSource`): enough to decide by whole frames."""
-
-    def is_over(self) -> bool:
-        return False
-
-    def has_changed(self) -> bool:
-        return False
-
-    def is_prompted(self, frame_idx: int) -> bool:
-        return frame_idx == 0
-
-    def process(self, frame_idx: int) -> None:
-        pass
-
-    def key_frame(self, frame_idx: int, frame: GateFrame) -> KeyFrame:
-        nothing = np.zeros(0, np.float32)
-        return KeyFrame(frame_idx, frame, nothing.reshape(0, 1, 1), nothing, nothing)
+def _no_masks(frame_idx: int, frame: GateFrame) -> KeyFrame:
+    """A key frame without objects: enough to decide by whole frames."""
+    nothing = np.zeros(0, np.float32)
+    return KeyFrame(frame_idx, frame, nothing.reshape(0, 1, 1), nothing, nothing)
 
 
 def planned_decisions(
@@ -271,12 +265,13 @@ def planned_decisions(
     unwarped = [dataclasses.replace(each, warp=None) for each in options]
     ahead = 4 * threads
     with FrameLoader(list(frames), image_size, cache_size=ahead + 1, read_ahead=ahead, threads=threads) as loader:
-        frame_at = functools.lru_cache(maxsize=1)(lambda t: GateFrame(loader.frame(t), loader.pixels(t)))
-        order, source = range(len(loader)), _NoMasks()
-        runs = [gated_frames(order, frame_at, source, o) if o.is_on else all_frames(order, source) for o in unwarped]
+        runs = play_through(
+            range(len(loader)), lambda t: GateFrame(loader.frame(t), loader.pixels(t)),
+            RecordedMasks(_no_masks, prompted={0}), unwarped,
+        )  # fmt: skip
         start = time.perf_counter()
-        for answers in zip(*runs, strict=True):
-            seconds = (time.perf_counter() - start) / len(runs)
+        for answers in runs:
+            seconds = (time.perf_counter() - start) / len(answers)
             decisions = (answered.decision._replace(seconds=seconds) for answered in answers)
             yield tuple(
                 each._replace(action="warped") if each.action == "reused" and option.warps else each
@@ -307,4 +302,4 @@ def plan_sequence(
         for decision in decisions:
             on_frame(decision)
     for folder, decisions in zip(folders, zip(*decided, strict=True), strict=True):
-        folder.finish(name, decisions, sum(decision.seconds for decision in decisions))
+        folder.finish(name, decisions, sum(decision.seconds for decision in decisions), inputs_sha256(root, name))

@@ -6,9 +6,9 @@ import torch
 
 from sam2 import calibration
 from sam2.build_sam import build_sam2_video_predictor, packaged_file
-from sam2.calibration import CalibrationPoint, RecordedMasks, calibrate, play_through
+from sam2.calibration import CalibrationPoint, calibrate
 from sam2.frame_skipping import SkipOptions, skip_rate
-from sam2.utils.change_detection import GateFrame, KeyFrame, NaivePolicy
+from sam2.utils.change_detection import KeyFrame, NaivePolicy
 from sam2.utils.drawn_clips import draw_clip
 from sam2.utils.vos_metrics import score_label_maps
 
@@ -221,27 +221,22 @@ def test_a_strategy_without_a_threshold_is_refused(predictor, state):
         calibrate(predictor, state)
 
 
-# Playing through
+def test_a_slice_may_be_longer_than_memory_reaches(predictor):
+    long = draw_clip(18, 64, 96, num_objects=1, seed=3, motion="slow")
+    state = predictor.init_state(list(long.frames))
+    predictor.add_new_mask(state, 0, 1, long.labels[0] == 1)
+    assert state.keep == "window"
+    (point,) = calibrate(predictor, state, 0.5, thresholds=[0.3]).points
+    assert 0 < point.skip_rate < 1
+    state.close()
 
 
-def test_runs_side_by_side_prepare_each_frame_once_and_answer_it_in_order():
-    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    asked = []
-
-    def frame_at(t):
-        asked.append(t)
-        return GateFrame(picture)
-
-    def key_frame(t, frame):
-        return KeyFrame(t, frame, np.full((1, 64, 64), float(t + 1), np.float32), np.ones(1), np.ones(1))
-
-    options = [
-        SkipOptions(50.0, "memory_guided", lookahead=5),
-        SkipOptions(50.0, "naive", max_consecutive_skips=2),
-    ]
-    answers = list(play_through(range(12), frame_at, RecordedMasks(key_frame, prompted={0}), options))
-    assert asked == list(range(12))
-    assert [[answer.decision.frame for answer in row] for row in answers] == [[t, t] for t in range(12)]
-    assert [t for t, row in enumerate(answers) if row[0].logits is None] == [0, 5, 10, 11]
-    assert [t for t, row in enumerate(answers) if row[1].logits is None] == [0, 3, 6, 9]
-    assert [row[1].logits[0, 0, 0] for row in answers[4:6]] == [4.0, 4.0]  # copied from frame 3
+def test_where_the_session_paused_is_not_where_calibration_goes_on(predictor, state):
+    predictor.skip_mad_threshold = 0.3
+    for t, *_ in predictor.propagate_in_video(state, progress=False):
+        if t == 4:
+            break
+    assert state.paused is not None
+    assert calibration._private_copy(state).paused is None
+    calibrate(predictor, state, 0.5, start_frame_idx=5, thresholds=[0.3])
+    assert state.paused is not None and state.paused.last == 4

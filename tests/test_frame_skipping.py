@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from sam2.build_sam import build_sam2_video_predictor
-from sam2.frame_skipping import SkipOptions, decision_table, skip_rate
-from sam2.utils.change_detection import Verdict
+from sam2.frame_skipping import RecordedMasks, SkipOptions, decision_table, play_through, skip_rate
+from sam2.utils.change_detection import GateFrame, KeyFrame, Verdict
 from sam2.utils.drawn_clips import draw_clip
+from sam2.utils.mask_carrier import SmallFrame
 
 HEIGHT, WIDTH, LENGTH = 96, 128, 12
 STILL = range(4, 8)
@@ -238,3 +239,43 @@ def test_options_can_come_from_the_config():
     predictor = build_sam2_video_predictor("nano", device="cpu", hydra_overrides_extra=overrides)
     assert predictor.skipping == SkipOptions(0.1, "memory_guided", "auto", 4, 7)
     assert predictor.skipping.warps
+
+
+def test_runs_side_by_side_prepare_each_frame_once_and_answer_it_in_order():
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    asked = []
+
+    def frame_at(t):
+        asked.append(t)
+        return GateFrame(picture)
+
+    def key_frame(t, frame):
+        return KeyFrame(t, frame, np.full((1, 64, 64), float(t + 1), np.float32), np.ones(1), np.ones(1))
+
+    options = [
+        SkipOptions(50.0, "memory_guided", lookahead=5),
+        SkipOptions(50.0, "naive", max_consecutive_skips=2),
+    ]
+    answers = list(play_through(range(12), frame_at, RecordedMasks(key_frame, prompted={0}), options))
+    assert asked == list(range(12))
+    assert [[answer.decision.frame for answer in row] for row in answers] == [[t, t] for t in range(12)]
+    assert [t for t, row in enumerate(answers) if row[0].logits is None] == [0, 5, 10, 11]
+    assert [t for t, row in enumerate(answers) if row[1].logits is None] == [0, 3, 6, 9]
+    assert [row[1].logits[0, 0, 0] for row in answers[4:6]] == [4.0, 4.0]  # copied from frame 3
+
+
+def test_side_by_side_a_run_with_skipping_off_processes_every_frame():
+    frame, nothing = np.zeros((8, 8, 3), np.uint8), np.zeros(0, np.float32)
+    source = RecordedMasks(lambda t, f: KeyFrame(t, f, nothing.reshape(0, 1, 1), nothing, nothing), prompted={0})
+    options = [SkipOptions(0.0), SkipOptions(0.1)]
+    answers = list(play_through(range(3), lambda t: GateFrame(frame), source, options))
+    actions = [[answer.decision.action for answer in row] for row in answers]
+    assert actions == [["prompted", "prompted"], ["processed", "reused"], ["processed", "reused"]]
+    assert answers[1][0].decision.reason == "skipping is off"
+
+
+def test_frames_are_made_small_ahead_only_where_masks_are_carried():
+    assert SkipOptions(0.1).prepare is None and SkipOptions(0.0, "memory_guided").prepare is None
+    assert (
+        SkipOptions(0.1, "memory_guided", warp=None).prepare == SkipOptions(0.1, warp="flow").prepare == SmallFrame.of
+    )

@@ -12,17 +12,46 @@ ALLOWED = {  # a module, or a folder of them -> the parts of the package that it
     "sam2/modeling": {"sam2.modeling", "sam2.utils.misc", "sam2.build_sam"},
     "sam2/utils": {"sam2.utils"},
     "sam2/frame_skipping.py": {"sam2.utils"},
-    "sam2/video_state.py": {"sam2.modeling", "sam2.utils", "sam2.frame_skipping"},
+    "sam2/video_memory.py": {"sam2.modeling"},
+    "sam2/video_state.py": {"sam2.modeling", "sam2.utils", "sam2.frame_skipping", "sam2.video_memory"},
+    "sam2/video_tracking.py": {"sam2.modeling", "sam2.utils", "sam2.video_state"},
+    "sam2/video_propagation.py": {
+        "sam2.modeling", "sam2.utils", "sam2.frame_skipping", "sam2.video_memory", "sam2.video_state",
+        "sam2.video_tracking",
+    },
+    "sam2/state_file.py": {
+        "sam2.modeling", "sam2.utils", "sam2.frame_skipping", "sam2.video_memory", "sam2.video_state",
+        "sam2.sam2_video_predictor",
+    },
+    "sam2/streaming.py": {
+        "sam2.utils", "sam2.frame_skipping", "sam2.results", "sam2.video_state", "sam2.video_propagation",
+        "sam2.sam2_video_predictor",
+    },
     "sam2/build_sam.py": {"sam2.modeling"},
     "sam2/calibration.py": {
-        "sam2.frame_skipping", "sam2.video_state", "sam2.sam2_video_predictor", "sam2.modeling", "sam2.utils",
+        "sam2.frame_skipping", "sam2.video_state", "sam2.video_propagation", "sam2.sam2_video_predictor",
+        "sam2.modeling", "sam2.utils",
     },
     "sam2/vos_records.py": {"sam2.frame_skipping", "sam2.build_sam", "sam2.utils"},
+    "sam2/results.py": {"sam2.frame_skipping", "sam2.utils"},
+    "sam2/video_results.py": {"sam2.frame_skipping", "sam2.results", "sam2.utils", "sam2.exports"},
+    "sam2/exports.py": {"sam2.results", "sam2.video_results", "sam2.vos_records", "sam2.utils"},
+    "sam2/track_prompts.py": {"sam2.utils"},
+    "sam2/track_runs.py": {
+        "sam2.frame_skipping", "sam2.results", "sam2.video_results", "sam2.vos_records", "sam2.track_prompts",
+        "sam2.utils",
+    },
+    "sam2/track.py": {
+        "sam2.frame_skipping", "sam2.sam2_video_predictor", "sam2.build_sam", "sam2.vos_records", "sam2.vos_runs",
+        "sam2.track_prompts", "sam2.track_runs",
+    },
     "sam2/vos_runs.py": {
         "sam2.frame_skipping", "sam2.vos_records", "sam2.sam2_video_predictor", "sam2.build_sam", "sam2.utils",
     },
     "sam2/sam2_video_predictor.py": {
-        "sam2.calibration", "sam2.modeling", "sam2.utils", "sam2.frame_skipping", "sam2.video_state", "sam2.build_sam",
+        "sam2.calibration", "sam2.modeling", "sam2.utils", "sam2.frame_skipping", "sam2.results", "sam2.video_state",
+        "sam2.video_tracking", "sam2.video_propagation", "sam2.streaming", "sam2.state_file",
+        "sam2.build_sam",
     },
     "sam2/sam2_image_predictor.py": {"sam2.modeling", "sam2.utils", "sam2.build_sam"},
     "sam2/automatic_mask_generator.py": {
@@ -31,7 +60,10 @@ ALLOWED = {  # a module, or a folder of them -> the parts of the package that it
 }  # fmt: skip
 LAZY_ONLY = {  # imported inside functions, where the layer below reaches up for one convenience
     "sam2/modeling": {"sam2.utils.misc", "sam2.build_sam"},
-    "sam2/sam2_video_predictor.py": {"sam2.build_sam", "sam2.calibration"},
+    "sam2/sam2_video_predictor.py": {"sam2.build_sam", "sam2.calibration", "sam2.streaming", "sam2.state_file"},
+    "sam2/state_file.py": {"sam2.sam2_video_predictor"},
+    "sam2/streaming.py": {"sam2.sam2_video_predictor"},
+    "sam2/video_results.py": {"sam2.exports"},
     "sam2/sam2_image_predictor.py": {"sam2.build_sam"},
     "sam2/automatic_mask_generator.py": {"sam2.build_sam"},
 }

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -172,6 +173,21 @@ def test_resuming_tracks_only_what_is_not_finished(stills, tracked, tmp_path):
     after = {name: (tmp_path / name).stat().st_mtime_ns for name in before}
     assert after["s3/00001.png"] == before["s3/00001.png"] and after["s5/00001.png"] > before["s5/00001.png"]
     assert read_json(tmp_path, "summary.json")["frames"] == 3 + 4 + 5 + 6 + 7
+
+
+@pytest.mark.parametrize("changed", ["JPEGImages/480p/s3/00001.jpg", "Annotations/480p/s3/00000.png"])
+def test_resuming_tracks_a_sequence_whose_pictures_have_changed_anew(stills, tracked, tmp_path, caplog, changed):
+    root, output = tmp_path / "davis", tmp_path / "masks"
+    shutil.copytree(stills, root)
+    run(root, output, "--sequences", "s3", "s4")
+    with Image.open(root / changed) as picture:
+        turned = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    turned.save(root / changed)
+    for resumed in (["s3"], []):
+        tracked.clear()
+        assert run(root, output, "--sequences", "s3", "s4", "--resume") == 0
+        assert [name for name, _ in tracked] == resumed
+    assert caplog.messages.count("s3 was tracked from other pictures: it is tracked anew") == 1
 
 
 def test_resuming_a_finished_run_builds_no_model(stills, tracked, tmp_path, monkeypatch):

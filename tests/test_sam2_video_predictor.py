@@ -26,7 +26,7 @@ def build(*overrides: str, **options):
 
 @pytest.fixture(scope="module")
 def clip():
-    return draw_clip(LENGTH, HEIGHT, WIDTH, num_objects=2, seed=3)
+    return draw_clip(LENGTH, HEIGHT, WIDTH, num_objects=2, seed=8)
 
 
 @pytest.fixture(scope="module")

@@ -100,6 +100,15 @@ def test_a_sequence_is_finished_only_with_all_its_files(tmp_path):
     assert not run.is_finished("a", STEMS)
 
 
+def test_a_sequence_made_from_other_inputs_is_not_finished(tmp_path):
+    run = folder(tmp_path)
+    for stem in STEMS:
+        write_text(tmp_path / "a" / f"{stem}.png", "")
+    run.finish("a", DECISIONS, 2.0, inputs="first")
+    assert run.is_finished("a", STEMS, "first")
+    assert not run.is_finished("a", STEMS, "second") and not run.is_finished("a", STEMS)
+
+
 def test_a_plan_is_no_finished_run_and_needs_no_masks(tmp_path):
     plan = folder(tmp_path, is_plan=True)
     plan.finish("a", DECISIONS, 1.0)

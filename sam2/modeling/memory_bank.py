@@ -7,24 +7,45 @@ that was tracked (upstream: non-conditioning frame). SAM 2, section 4, "Memory b
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from sam2.modeling.outputs import FrameOutput
+from torch import Tensor
+
 from sam2.modeling.sam2_utils import select_closest_cond_frames
+
+
+class MemoryFrame(Protocol):
+    """What memory attention reads of a frame; a `FrameOutput` is one."""
+
+    @property
+    def obj_ptr(self) -> Tensor:
+        """(B, C)."""
+        ...
+
+    @property
+    def maskmem_features(self) -> Tensor | None:
+        """(B, mem_dim, h, w); None if the frame was not written to memory, or its map was dropped."""
+        ...
+
+    @property
+    def maskmem_pos_enc(self) -> list[Tensor] | None:
+        """One (B, mem_dim, h, w)."""
+        ...
 
 
 class MemoryBank(NamedTuple):
     """The frames of one object that may be remembered, by frame index."""
 
-    prompted: Mapping[int, FrameOutput]
-    propagated: Mapping[int, FrameOutput]
+    prompted: Mapping[int, MemoryFrame]
+    propagated: Mapping[int, MemoryFrame]
 
 
 class Remembered(NamedTuple):
     """One remembered frame and how far back it counts."""
 
     distance: int
-    output: FrameOutput
+    output: MemoryFrame
+    frame_idx: int
 
 
 class Selection(NamedTuple):
@@ -32,6 +53,11 @@ class Selection(NamedTuple):
 
     maps: list[Remembered]  # distance: 0 for a prompted frame, else 1 (oldest slot) to num_maskmem - 1 (newest)
     pointers: list[Remembered]  # distance in frames, signed for prompted frames where the model was trained so
+
+    @property
+    def layout(self) -> tuple[tuple[int, ...], ...]:
+        """Frame indices and distances. Objects of equal layout can be read and decoded in one batch."""
+        return tuple((each.frame_idx, each.distance) for group in self for each in group) + ((len(self.maps),),)
 
 
 def memory_frames(frame_idx: int, num_maskmem: int, stride: int, reverse: bool) -> list[tuple[int, int]]:
@@ -60,6 +86,11 @@ def pointer_frames(frame_idx: int, num_frames: int, max_pointers: int, reverse: 
     return [(distance, t) for distance, t in nearby if 0 <= t < num_frames]
 
 
+def memory_reach(num_maskmem: int, stride: int) -> int:
+    """How many frames away from the tracked one `memory_frames` looks at most, on either side."""
+    return max(1, (num_maskmem - 1) * stride)
+
+
 class BankRules(NamedTuple):
     """How a model reads its memory bank; the fields are the options of `SAM2Base` of the same meaning."""
 
@@ -81,21 +112,21 @@ def select_memory(bank: MemoryBank, frame_idx: int, reverse: bool, num_frames: i
         raise RuntimeError(f"frame {frame_idx} has no prompted frame to track from: add points, a box or a mask first")
     prompted, others = select_closest_cond_frames(frame_idx, bank.prompted, rules.max_prompted)
 
-    def tracked(t: int) -> FrameOutput | None:
+    def tracked(t: int) -> MemoryFrame | None:
         return bank.propagated.get(t, others.get(t))
 
-    maps = [Remembered(0, output) for output in prompted.values()]
+    maps = [Remembered(0, output, t) for t, output in prompted.items()]
     for slot, t in memory_frames(frame_idx, rules.num_maskmem, rules.stride, reverse):
         if (output := tracked(t)) is not None:
-            maps.append(Remembered(slot, output))
+            maps.append(Remembered(slot, output, t))
 
     step = -1 if reverse else 1
     pointers = []
     for t, output in prompted.items():
         elapsed = step * (frame_idx - t)
         if elapsed >= 0 or not rules.pointers_from_past_only:
-            pointers.append(Remembered(elapsed if rules.signed_distance else abs(elapsed), output))
+            pointers.append(Remembered(elapsed if rules.signed_distance else abs(elapsed), output, t))
     for distance, t in pointer_frames(frame_idx, num_frames, rules.max_pointers, reverse):
         if (output := tracked(t)) is not None:
-            pointers.append(Remembered(distance, output))
+            pointers.append(Remembered(distance, output, t))
     return Selection(maps, pointers)

@@ -284,7 +284,7 @@ class SAM2Base(nn.Module):
         rules = self._bank_rules(request.num_frames)
         selection = select_memory(bank, request.frame_idx, request.reverse, request.num_frames, rules)
         tokens, positions = [], []
-        for slot, output in selection.maps:
+        for slot, output, _ in selection.maps:
             if output.maskmem_features is None or output.maskmem_pos_enc is None:
                 raise RuntimeError(f"a frame that frame {request.frame_idx} remembers was not written to memory")
             # Memory may be kept elsewhere, and as bfloat16.

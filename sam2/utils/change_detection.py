@@ -1,7 +1,6 @@
 """Which frames need the network: how much a frame changed, and the policies that decide by it.
 
-A policy is an object with one method, `decide(evidence) -> Verdict`. `SkipGate` gathers the evidence, sees to what
-holds for every policy (a limit of consecutive skips), and carries the key frame's masks to the skipped frames.
+A policy is an object with one method, `decide(evidence) -> Verdict`; `sam2.utils.skip_gate` gathers the evidence.
 
 S the network's input size, H, W a frame's rows and columns, N objects, h, w of their mask logits. Frames: RGB uint8.
 """
@@ -19,7 +18,7 @@ import cv2
 import numpy as np
 import torch
 
-from sam2.utils.optical_flow import CarrierTrust, MaskCarrier, SmallFrame, blend_logits
+from sam2.utils.mask_carrier import SmallFrame
 from sam2.utils.transforms import IMAGE_MEAN, IMAGE_STD
 
 Action = Literal["prompted", "processed", "reused", "warped"]
@@ -28,6 +27,12 @@ STRATEGIES = ("naive", "mask_aware", "memory_guided")
 
 NOVELTY_OF_AN_OBJECT = 20.0
 """Grey levels of 255 by which a block of the picture differs from what flow explains if an object returns there."""
+
+QUIET = NOVELTY_OF_AN_OBJECT / 2
+"""Below this nothing comes or goes anywhere in the picture."""
+
+LONGEST_WAIT = 16
+"""Frames; however often an object was looked for in vain, it is looked for again after so many."""
 
 LOST_LIKENESS = 0.4
 """Below this an object's pixels are something else: it left faster than can be followed, or something hides it."""
@@ -107,11 +112,16 @@ class GateFrame:
     Args:
         frame: native size, (H, W, 3).
         pixels: the same frame at the network's input size, (S, S, 3); `frame` itself if left out.
+        small: `SmallFrame.of(frame)` if it is there already.
     """
 
-    def __init__(self, frame: np.ndarray, pixels: np.ndarray | None = None) -> None:
+    def __init__(
+        self, frame: np.ndarray, pixels: np.ndarray | None = None, small: SmallFrame | None = None
+    ) -> None:  # fmt: skip
         self.frame = frame
         self.pixels = frame if pixels is None else pixels
+        if small is not None:
+            self.small = small
 
     @cached_property
     def levels(self) -> np.ndarray:
@@ -143,12 +153,24 @@ class Motion(NamedTuple):
 
     losses: predicted 1 - IoU of each carried mask, (N,).
     likeness: how like the key frame's each object's pixels still are, (N,), 1 the same, about 0 something else.
-    novelty: largest mean grey difference, 0 to 255, of any block of the picture from what the frame before explains.
+    novelty: largest mean grey difference, 0 to 255, of any block of the picture from what the frame before explains;
+        0 while the key frame lacks no object.
     """
 
     losses: np.ndarray
     likeness: np.ndarray
     novelty: float
+
+
+class Search(NamedTuple):
+    """How objects that the key frame lacks were looked for.
+
+    fruitless: key frames in a row, up to the last, that lacked the same ones as the key frame before.
+    novelty: the largest that any of these showed, as in `Motion`.
+    """
+
+    fruitless: int = 0
+    novelty: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -160,6 +182,7 @@ class Evidence:
         age: how many frames lie between it and its key frame, itself included: 1 or more.
         frame, key: this frame and its key frame.
         past: `Motion` of each frame skipped since the key frame, oldest first; empty if the policy never asked for it.
+        search: how objects that the key frame lacks were looked for.
     """
 
     frame_idx: int
@@ -168,6 +191,7 @@ class Evidence:
     key: KeyFrame
     past: Sequence[Motion]
     measure_motion: Callable[[], Motion]
+    search: Search = Search()
 
     @cached_property
     def frame_change(self) -> float:
@@ -281,11 +305,23 @@ class MemoryGuidedPolicy:
             return Verdict(False, change, f"end of look-ahead ({evidence.age} frames)")
         if (motion.likeness < LOST_LIKENESS).any():
             return Verdict(False, change, f"object looks unlike its key frame ({motion.likeness.min():.2f})")
-        is_missing = ~(evidence.key.logits > 0).any(axis=(1, 2))
-        if is_missing.any() and motion.novelty > NOVELTY_OF_AN_OBJECT:
+        if is_missing(evidence.key.logits).any() and self._may_be_back(evidence):
             return Verdict(False, change, f"something new ({motion.novelty:.0f}) while an object is missing")
         reason = f"{_low(change < self.threshold)} predicted loss ({change:.3f})"
         return Verdict(change < self.threshold, change, reason)
+
+    def _may_be_back(self, evidence: Evidence) -> bool:
+        """Whether something new may be an object that is missing.
+
+        Where something moves all the time, something is always new: with every key frame that does not bring the object
+        back, the wait for the next one doubles. A still moment ends it, and twice as much that is new.
+        """
+        novelty, search = evidence.motion.novelty, evidence.search
+        return novelty > NOVELTY_OF_AN_OBJECT and (
+            evidence.age >= min(2**search.fruitless, LONGEST_WAIT)
+            or novelty > 2 * search.novelty
+            or any(past.novelty < QUIET for past in evidence.past)
+        )
 
 
 def make_policy(strategy: str, threshold: float, *, lookahead: int = 0) -> SkipPolicy:
@@ -316,146 +352,13 @@ def check_count(value: int | None, name: str) -> int:
     return int(value)
 
 
-class SkipGate:
-    """Decides frame by frame and carries masks; the predictor tells it which frames the network saw.
-
-    For each frame, in the direction of tracking: `decide`, then `remember` with what the network said, or `answer` for
-    the masks of a skipped frame. With look-ahead the answers of skipped frames wait for the next key frame: `remember`
-    returns them, and `flush` those left over at the end of the clip. After a prompt, a removal, a reset or a change of
-    direction: `forget`, and the next frame becomes a key frame.
-
-    Args:
-        policy: one of `make_policy`, or your own.
-        warp: carry the key frame's masks along rather than copy them.
-        lookahead: answer skipped frames from both sides (carries them along, whatever `warp`).
-        max_consecutive_skips: process a frame after so many skipped ones; None for no limit.
-
-    Raises:
-        ValueError: `max_consecutive_skips` is negative or not a whole number.
-    """
-
-    def __init__(
-        self,
-        policy: SkipPolicy,
-        *,
-        warp: bool = False,
-        lookahead: bool = False,
-        max_consecutive_skips: int | None = None,
-    ) -> None:
-        self.policy = policy
-        self.warp = warp or lookahead
-        self.lookahead = lookahead
-        self.limit = max_consecutive_skips
-        if max_consecutive_skips is not None:
-            check_count(max_consecutive_skips, "max_consecutive_skips")
-        self.forget()
-
-    def forget(self) -> None:
-        """The next frame becomes a key frame, and nothing learnt about the objects holds any longer."""
-        self._key: KeyFrame | None = None
-        self._trust = CarrierTrust(0)
-        self._start_run()
-
-    def decide(self, frame_idx: int, frame: GateFrame) -> Decision:
-        """What to do with the next frame in the direction of tracking."""
-        if self._key is None:
-            return Decision("processed", 0.0, "no key frame yet")
-        self._frame, self._motion = frame, None
-        age = abs(frame_idx - self._key.frame_idx)
-        if self.limit is not None and age > self.limit:
-            return Decision("processed", 0.0, f"limit of {self.limit} consecutive skips")
-        verdict = self.policy.decide(Evidence(frame_idx, age, frame, self._key, self._past, self._measure_motion))
-        if not verdict.skip:
-            return Decision("processed", verdict.change, verdict.reason)
-        if self.warp:
-            self._measure_motion()
-        if self._motion is not None:
-            self._past.append(self._motion)
-        if self.lookahead:
-            self._waiting.append(_Skipped(frame, self.answer(), self._past[-1].losses))
-        return Decision("warped" if self.warp else "reused", verdict.change, verdict.reason)
-
-    def answer(self) -> np.ndarray:
-        """Mask logits (N, h, w) of the frame that was last decided to be skipped, from its key frame.
-
-        Raises:
-            RuntimeError: no frame was skipped since the last key frame.
-        """
-        if self._key is None or self._frame is None:
-            raise RuntimeError("no frame was skipped since the last key frame")
-        if not self.warp or self._carrier is None:
-            return self._key.logits
-        return self._carrier.carried(self._trust.ways)
-
-    def remember(self, key: KeyFrame) -> list[np.ndarray]:
-        """Take in a frame that the network saw, learn from it how well masks were carried, and start a run from it.
-
-        Returns:
-            With look-ahead, mask logits (N, h, w) of each frame skipped since the key frame before, oldest first.
-        """
-        is_continued = self._key is not None and len(key.logits) == len(self._key.logits)
-        if not is_continued:
-            self._trust = CarrierTrust(len(key.logits))
-        elif self._carrier is not None:
-            if self._frame is not key.frame:
-                self._frame, self._motion = key.frame, None
-            self._measure_motion()
-            self._trust.learn(self._carrier.disagreement, self._carrier.deviations(key.logits))
-        answers = self._blend_back(key) if is_continued else self.flush()
-        self._key = key
-        self._start_run()
-        return answers
-
-    def flush(self) -> list[np.ndarray]:
-        """With look-ahead, the answers still waiting, from their key frame alone: the clip ends here."""
-        waiting, self._waiting = self._waiting, []
-        return [skipped.logits for skipped in waiting]
-
-    def _blend_back(self, key: KeyFrame) -> list[np.ndarray]:
-        if not self._waiting:
-            return []
-        carrier = MaskCarrier(key.frame.small, key.logits)
-        blended = []
-        for skipped in reversed(self._waiting):
-            carrier.follow(skipped.frame.small)
-            losses = self._trust.predict(carrier.disagreement) * _doubt(key.predicted_ious)
-            blended.append(blend_logits(skipped.logits, carrier.carried(self._trust.ways), skipped.losses, losses))
-        return blended[::-1]
-
-    def _start_run(self) -> None:
-        self._carrier: MaskCarrier | None = None
-        self._past: list[Motion] = []
-        self._waiting: list[_Skipped] = []
-        self._frame: GateFrame | None = None
-        self._motion: Motion | None = None
-
-    def _measure_motion(self) -> Motion:
-        """Carry the masks to the frame at hand, once, and say what that tells."""
-        assert self._key is not None and self._frame is not None
-        if self._motion is None:
-            if self._carrier is None:
-                self._carrier = MaskCarrier(self._key.frame.small, self._key.logits)
-            self._carrier.follow(self._frame.small)
-            losses = self._trust.predict(self._carrier.disagreement) * _doubt(self._key.predicted_ious)
-            self._motion = Motion(losses, self._carrier.likeness, self._carrier.novelty)
-        return self._motion
-
-
-class _Skipped(NamedTuple):
-    """A frame that waits for the next key frame: its masks from the one before, and their predicted losses."""
-
-    frame: GateFrame
-    logits: np.ndarray
-    losses: np.ndarray
-
-
-def _doubt(predicted_ious: np.ndarray) -> np.ndarray:
-    """A mask that the decoder was unsure of counts up to twice: it deserves an earlier second look."""
-    return 2.0 - np.clip(predicted_ious, 0.0, 1.0)
-
-
 def _low(is_low: bool) -> str:
     return "low" if is_low else "high"
+
+
+def is_missing(logits: np.ndarray) -> np.ndarray:
+    """Which objects have no mask, (N, h, w) logits -> (N,) booleans."""
+    return np.logical_not((logits > 0).any(axis=(1, 2)))
 
 
 def _level_distance(first: np.ndarray, second: np.ndarray) -> float:

@@ -5,13 +5,14 @@ Shapes: H, W a frame's native rows and columns; S the network's input size.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import operator
 import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, SupportsIndex
+from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 import torch
@@ -23,12 +24,15 @@ from sam2.utils.video_io import FrameSource, Video, open_source
 
 logger = logging.getLogger(__name__)
 
+READ_AHEAD_BYTES = 64 * 2**20
+
 
 class PreparedFrame(NamedTuple):
     """One frame before it becomes a float image."""
 
     frame: np.ndarray  # (H, W, 3) uint8 RGB, as the source gave it
     pixels: np.ndarray  # (S, S, 3) uint8 RGB
+    extra: Any  # what `FrameLoader.also` made of it
 
 
 class FrameLoader:
@@ -51,8 +55,8 @@ class FrameLoader:
         device: torch.device | str = "cpu",
         *,
         offload_video_to_cpu: bool = False,
-        cache_size: int = 8,
-        read_ahead: int = 2,
+        cache_size: int | None = None,
+        read_ahead: int | None = None,
         threads: int = 1,
         mean: Sequence[float] | Tensor = IMAGE_MEAN,
         std: Sequence[float] | Tensor = IMAGE_STD,
@@ -64,8 +68,9 @@ class FrameLoader:
             image_size: S, in pixels.
             device: where the tensors go.
             offload_video_to_cpu: leave the tensors on the CPU.
-            cache_size: prepared frames kept, each 3 (H W + S S) bytes.
-            read_ahead: frames prepared in advance, below `cache_size`; 0 starts no thread.
+            cache_size: prepared frames kept, each 3 (H W + S S) bytes; None for some more than are read ahead.
+            read_ahead: frames prepared in advance, below `cache_size`; 0 starts no thread. None for 8, or as many as
+                64 MB hold, but at least 2.
             threads: how many prepare frames at once. One keeps up with about 50 frames per second at S = 1024;
                 more (with a longer `read_ahead`) help a network that is faster than that.
             mean, std: per channel, in units of the pixel range.
@@ -79,15 +84,20 @@ class FrameLoader:
             ("read_ahead", read_ahead, 0),
             ("threads", threads, 1),
         ):
-            if value < least:
+            if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         self._owns_source = not isinstance(video, FrameSource)
         self.source = open_source(video)
+        self.declared_length = len(self.source)  # the same whenever this video is opened
         self.image_size = image_size
         self.device = torch.device("cpu") if offload_video_to_cpu else torch.device(device)
         self._mean = _per_channel(mean, self.device)
         self._std = _per_channel(std, self.device)
         self._range = torch.full((1, 1, 1), 255.0, device=self.device)
+        if read_ahead is None:
+            read_ahead = min(max(READ_AHEAD_BYTES // (3 * (self.height * self.width + image_size**2)), 2), 8)
+        if cache_size is None:
+            cache_size = read_ahead + 4
         self._frames = _PreparedFrames(self.source, image_size, cache_size, min(read_ahead, cache_size - 1), threads)
         weakref.finalize(self, self._frames.stop)
 
@@ -104,6 +114,13 @@ class FrameLoader:
     def __len__(self) -> int:
         return len(self.source)
 
+    def has(self, index: int) -> bool:
+        """Whether there is such a frame, 0 or later. `len` may be what a video file declares; this is certain."""
+        if index < 0:
+            return False
+        exact = getattr(self.source, "has", None)
+        return index < len(self) if exact is None else exact(index)
+
     def __getitem__(self, index: SupportsIndex) -> Tensor:
         """The normalised frame, float32 (3, S, S). Negative indices count from the end."""
         pixels = torch.from_numpy(self.pixels(index)).to(self.device)  # moved as bytes, a quarter of the floats
@@ -112,7 +129,7 @@ class FrameLoader:
         return image.div_(self._range).sub_(self._mean).div_(self._std)
 
     def __iter__(self) -> Iterator[Tensor]:
-        return (self[index] for index in range(len(self)))
+        return (self[index] for index in itertools.takewhile(self.has, itertools.count()))
 
     def pixels(self, index: SupportsIndex) -> np.ndarray:
         """The resized frame, (S, S, 3) uint8 RGB."""
@@ -121,6 +138,20 @@ class FrameLoader:
     def frame(self, index: SupportsIndex) -> np.ndarray:
         """The frame at its native size, (H, W, 3) uint8 RGB."""
         return self._frames.get(self._checked(index)).frame
+
+    @property
+    def also(self) -> Callable[[np.ndarray], Any] | None:
+        """What else to make of every frame at its native size, ahead of its use: see `extra`. None for nothing."""
+        return self._frames.also
+
+    @also.setter
+    def also(self, make: Callable[[np.ndarray], Any] | None) -> None:
+        self._frames.also = make
+
+    def extra(self, index: SupportsIndex) -> Any:
+        """What `also` makes of the frame; None if it is None."""
+        prepared, make = self._frames.get(self._checked(index)), self.also
+        return prepared.extra if make is None or prepared.extra is not None else make(prepared.frame)
 
     def close(self) -> None:
         """Stop reading ahead, forget the frames, and close the source if it was opened here."""
@@ -136,9 +167,9 @@ class FrameLoader:
 
     def _checked(self, index: SupportsIndex) -> int:
         position = operator.index(index)
-        if not -len(self) <= position < len(self):
+        if not self.has(position + len(self) if position < 0 else position):
             raise IndexError(f"{self.source.name} has frames 0 to {len(self) - 1}, got {position}")
-        return position % len(self)
+        return position + len(self) if position < 0 else position
 
 
 class _PreparedFrames:
@@ -153,6 +184,7 @@ class _PreparedFrames:
         self._capacity = capacity
         self._read_ahead = read_ahead
         self._thread_count = threads if read_ahead else 0
+        self.also: Callable[[np.ndarray], Any] | None = None
         self._threads: list[threading.Thread] = []  # started with the first step
         # One reader at a time, and frames are chosen while holding it: sources see them in the order of reading.
         self._reading = threading.Lock()
@@ -245,7 +277,8 @@ class _PreparedFrames:
                 raise
         prepared = None
         try:
-            prepared = PreparedFrame(frame, _resize(frame, self._image_size))
+            extra = None if self.also is None else self.also(frame)
+            prepared = PreparedFrame(frame, _resize(frame, self._image_size), extra)
         finally:
             self._settle(index, prepared)
         return prepared

@@ -18,6 +18,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from sam2.utils.containers import count_packets, counts_its_frames, promised_bytes
+
 logger = logging.getLogger(__name__)
 
 VIDEO_SUFFIXES = (
@@ -33,6 +35,7 @@ _SEEK_MARGINS = (16, 80)
 _SETTLING = 8
 _SHORTEST_BLOCK, _LONGEST_BLOCK = 8, 256  # frames decoded at once when reading backward
 _ATTEMPTS_AFTER_END = 32  # OpenCV reports damage and the end alike, but goes on after damage
+_FRAMES_AT_OPENING = 32  # counted at once: SAM 2 answers a clip of fewer than 16 frames by its exact length
 
 
 class FrameReadError(ValueError):
@@ -174,42 +177,45 @@ class _PyAvDecoder:
 
 
 class _Scan(NamedTuple):
-    """What reading a file once from end to end tells."""
+    """What reading a file once tells, from end to end or only its first frames."""
 
     decoder: type[_Decoder]
     timestamps: list[float | None]
     declared: int
     height: int
     width: int
+    is_complete: bool
 
 
 class VideoFile:
     """The frames of a video file, in any order.
 
-    Opening decodes the whole file once without converting a frame to RGB (1 to 2 ms per frame of 480p), because
-    containers only estimate how many frames there are; `len` is therefore exact and damage shows at once.
+    Opening decodes the first 32 frames and no more, so that a long video opens in the time of a short one. Until
+    reading has come to the end, `len` is the number of frames that MP4 and AVI files have on record, or of the packets
+    of others, which is seldom another; then it is the number of frames there really are. `has` is certain about a
+    frame at any time, `count` about all of them; both step through the file as far as needed, 1 to 2 ms per frame of
+    480p. Damage shows when it is reached. (Other containers than MP4 and AVI are decoded to the end at once if PyAV is
+    not installed.)
 
     Reading forward decodes each frame once. Reading backward decodes blocks of up to `block_bytes` of frames, and at
     least 8 frames: each block costs a seek to the key frame before it. Seeks are checked by timestamp; where a file
-    has no usable timestamps, decoding starts again from the first frame. `read` may be called from several threads.
+    has no usable timestamps, decoding starts again from the first frame. All may be called from several threads.
     """
 
     def __init__(
         self, path: str | os.PathLike[str], *, name: str | None = None, block_bytes: int = 128 * 2**20
     ) -> None:
-        """Open and count.
+        """Open and look at the first frames.
 
         Raises:
-            FrameReadError: neither OpenCV nor PyAV can read it, or it is damaged or cut short.
+            FrameReadError: neither OpenCV nor PyAV can read it, it is cut short, or damaged from the start.
         """
         # Absolute, so that no part of a name is taken for a protocol.
         self._path = Path(path).resolve()
         self.name = self._path.name if name is None else name
-        scan = _scan_with_the_best_decoder(self._path, self.name)
+        scan = _look_at(self._path, self.name)
         self.height, self.width = scan.height, scan.width
-        self._decoder_type = scan.decoder
-        self._timestamps = scan.timestamps
-        self._positions = _positions_by_timestamp(scan.timestamps)
+        self._adopt(scan)
         frame_bytes = 3 * scan.height * scan.width
         self._block_length = min(max(block_bytes // frame_bytes, _SHORTEST_BLOCK), _LONGEST_BLOCK)
         self._block: dict[int, np.ndarray] = {}
@@ -235,21 +241,43 @@ class VideoFile:
         return video
 
     def __len__(self) -> int:
+        known = len(self._timestamps)
+        return known if self._is_complete else max(known, self._declared)
+
+    def has(self, index: int) -> bool:
+        """Whether there is a frame `index`.
+
+        Raises:
+            FrameReadError: the file is damaged before it.
+            ValueError: the source is closed.
+        """
+        with self._lock:
+            if self._closed:
+                raise ValueError(f"{self.name} is closed")
+            return index >= 0 and self._reaches(index)
+
+    def count(self) -> int:
+        """How many frames there are; steps to the end of the file if reading has not yet come there.
+
+        Raises: as `has`.
+        """
+        while self.has(len(self._timestamps)):
+            pass
         return len(self._timestamps)
 
     def read(self, index: int) -> np.ndarray:
-        """Decode a frame, 0 to len - 1, as (H, W, 3) uint8 RGB.
+        """Decode a frame as (H, W, 3) uint8 RGB.
 
         Raises:
             IndexError: no such frame.
             FrameReadError: the frame cannot be decoded or has another size.
             ValueError: the source is closed.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.name} has frames 0 to {len(self) - 1}, got {index}")
         with self._lock:
             if self._closed:
                 raise ValueError(f"{self.name} is closed")
+            if index < 0 or not self._reaches(index):
+                raise IndexError(f"{self.name} has frames 0 to {len(self) - 1}, got {index}")
             if index not in self._block:
                 walks_backward = 0 < self._last - index <= self._block_length
                 first = max(0, index - self._block_length + 1) if walks_backward else index
@@ -290,8 +318,46 @@ class VideoFile:
                 )
             self._block[index] = frame
 
+    def _adopt(self, scan: _Scan) -> None:
+        self._decoder_type = scan.decoder
+        self._declared = scan.declared
+        self._is_complete = scan.is_complete
+        self._timestamps = scan.timestamps
+        self._positions = _positions_by_timestamp(scan.timestamps)
+
+    def _reaches(self, index: int) -> bool:
+        """Whether there is a frame `index`; steps on into the file until that is known."""
+        while index >= len(self._timestamps) and not self._is_complete:
+            known = len(self._timestamps)
+            try:
+                decoder = self._opened() if self._position == known - 1 else self._move_to(known - 1)
+                if decoder.advance():
+                    self._position = known
+                    self._note(decoder.timestamp)
+                    continue
+                is_short = known < self._declared
+            except _DecodeFailure:
+                is_short = True
+            if not is_short:
+                self._is_complete = True
+                continue
+            # Perhaps the other decoder can go on. If none can, and it is no end but damage, this is an error.
+            scan = _scan_with_the_best_decoder(self._path, self.name)
+            self._forget_decoder()
+            self._adopt(scan)
+        return index < len(self._timestamps)
+
+    def _note(self, timestamp: float | None) -> None:
+        """Take down the timestamp of the next frame that was not known before."""
+        before = self._timestamps[-1]
+        if timestamp is None or before is None or timestamp <= before:
+            self._positions = {}
+        elif self._positions:
+            self._positions[timestamp] = len(self._timestamps)
+        self._timestamps.append(timestamp)
+
     def _move_to(self, index: int) -> _Decoder:
-        """A decoder whose current frame is `index`."""
+        """A decoder whose current frame is `index`, one that is known."""
         if not 0 <= index - self._position <= _FAR and not self._seek(index):
             self._forget_decoder()
         decoder = self._advance_to(index)
@@ -341,6 +407,21 @@ class VideoFile:
         self._position = -1
 
 
+def _look_at(path: Path, name: str) -> _Scan:
+    """The first frames, by OpenCV if it can read them; all frames where something makes that necessary."""
+    try:
+        scan = _scan(_OpenCvDecoder, path, _FRAMES_AT_OPENING)
+    except _DecodeFailure:
+        return _scan_with_the_best_decoder(path, name)
+    promised = promised_bytes(path)
+    is_cut = promised is not None and promised > path.stat().st_size
+    declared = scan.declared if scan.is_complete or counts_its_frames(path) else count_packets(path)
+    is_short = scan.is_complete and len(scan.timestamps) < declared
+    if is_cut or is_short or not declared:
+        return _scan_with_the_best_decoder(path, name)
+    return scan._replace(declared=declared)
+
+
 def _scan_with_the_best_decoder(path: Path, name: str) -> _Scan:
     """OpenCV's answer, unless PyAV gives more frames; PyAV is asked when OpenCV fails or finds fewer than declared."""
     best: _Scan | None = None
@@ -374,7 +455,8 @@ def _scan_with_the_best_decoder(path: Path, name: str) -> _Scan:
     return best
 
 
-def _scan(decoder_type: type[_Decoder], path: Path) -> _Scan:
+def _scan(decoder_type: type[_Decoder], path: Path, most: int | None = None) -> _Scan:
+    """Step through a file, to its end or through `most` frames."""
     decoder = decoder_type(path)
     timestamps: list[float | None] = []
     try:
@@ -382,9 +464,11 @@ def _scan(decoder_type: type[_Decoder], path: Path) -> _Scan:
             raise _DecodeFailure("finds no frame in it")
         height, width = decoder.image().shape[:2]
         timestamps.append(decoder.timestamp)
-        while decoder.advance():
+        while most is None or len(timestamps) < most:
+            if not decoder.advance():
+                return _Scan(decoder_type, timestamps, decoder.declared, height, width, is_complete=True)
             timestamps.append(decoder.timestamp)
-        return _Scan(decoder_type, timestamps, decoder.declared, height, width)
+        return _Scan(decoder_type, timestamps, decoder.declared, height, width, is_complete=False)
     except _DecodeFailure as failure:
         raise _DecodeFailure(str(failure), len(timestamps)) from failure
     finally:
@@ -398,60 +482,3 @@ def _positions_by_timestamp(timestamps: list[float | None]) -> dict[float, int]:
     if len(known) < len(timestamps) or not grows:
         return {}
     return {timestamp: index for index, timestamp in enumerate(known)}
-
-
-def promised_bytes(path: str | os.PathLike[str]) -> int | None:
-    """The length in bytes that a container says its file has; None where the format does not tell.
-
-    Knows MP4 / MOV (ISO 14496-12 boxes), AVI (RIFF) and Matroska / WebM (EBML). A file shorter than this is cut short.
-    """
-    size = Path(path).stat().st_size
-    with open(path, "rb") as file:
-        head = file.read(64)
-        if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
-            offset = 0
-            while offset < size:
-                file.seek(offset)
-                box = file.read(16)
-                length, kind = int.from_bytes(box[:4], "big"), box[4:8]
-                if length == 1:
-                    length = int.from_bytes(box[8:16], "big")
-                if length < 8:  # 0 says "to the end of the file"
-                    return None
-                offset += length
-                if offset > size and kind not in (b"mdat", b"moov", b"moof"):
-                    return None  # some cameras append data that are no boxes
-            return offset
-    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
-        length = int.from_bytes(head[4:8], "little")
-        return None if length in (0, 0xFFFFFFFF) else length  # unfinished; some writers count the 8 bytes before too
-    if head[:4] == b"\x1a\x45\xdf\xa3":
-        return _matroska_bytes(head)
-    return None
-
-
-def _matroska_bytes(head: bytes) -> int | None:
-    """End of the segment that follows the EBML header; None if its length was left open, as in a live recording."""
-    header = _element_length(head, 4)
-    if header is None:
-        return None
-    start = header.start + header.length
-    segment = _element_length(head, start + 4)
-    if head[start : start + 4] != b"\x18\x53\x80\x67" or segment is None:
-        return None
-    return segment.start + segment.length
-
-
-class _Element(NamedTuple):
-    start: int  # of the payload
-    length: int
-
-
-def _element_length(head: bytes, offset: int) -> _Element | None:
-    """An EBML length: the leading zero bits of its first byte tell how many bytes follow; all ones means unknown."""
-    if offset >= len(head) or head[offset] == 0:
-        return None
-    width = 9 - head[offset].bit_length()
-    mask = (1 << 7 * width) - 1
-    value = int.from_bytes(head[offset : offset + width], "big") & mask
-    return None if value == mask or offset + width > len(head) else _Element(offset + width, value)

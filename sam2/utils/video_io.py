@@ -39,6 +39,8 @@ __all__ = [
 # Of pictures with equal stems in one folder the first in this order is the frame: masks often lie beside JPEG frames.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
+HEADERS_AT_OPENING = 256
+
 StrPath: TypeAlias = str | os.PathLike[str]
 
 
@@ -137,10 +139,14 @@ def _open_path(path: Path) -> FrameSource:
 
 
 class ImageFiles:
-    """Frames that are picture files, one each. All headers are read when it is opened (some 0.1 ms per file)."""
+    """Frames that are picture files, one each.
+
+    Of up to `HEADERS_AT_OPENING` files the headers are read when it is opened (some 0.1 ms each): of all in a short
+    clip, of the first and evenly spaced ones in a long one, whose other frames are checked when they are read.
+    """
 
     def __init__(self, paths: Sequence[Path], *, name: str = "image list") -> None:
-        """Check that all pictures are there and of one size.
+        """Check that all pictures are there, and that they are pictures of one size.
 
         Raises:
             FileNotFoundError: a file is missing.
@@ -149,9 +155,12 @@ class ImageFiles:
         """
         self.paths = list(paths)
         self.name = name
+        looked_at = self.paths[:: math.ceil(len(self.paths) / HEADERS_AT_OPENING) or 1]
         self.width, self.height = _common_size(
-            [_picture_size(path) for path in self.paths], [str(path) for path in self.paths]
+            [_picture_size(path) for path in looked_at], [str(path) for path in looked_at]
         )
+        if missing := [path for path in self.paths if not path.exists()]:
+            raise FileNotFoundError(f"video: no such picture: {missing[0]}")
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -211,7 +220,7 @@ class FrameList:
             TypeError: neither uint8 nor float.
             ValueError: floats outside 0 to 1.
         """
-        return _as_rgb(self.frames[index], f"frame {index}")
+        return as_rgb(self.frames[index], f"frame {index}")
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -255,7 +264,7 @@ def _common_size(sizes: Sequence[tuple[int, int]], labels: Sequence[str]) -> tup
     return sizes[0]
 
 
-def _as_rgb(frame: Any, label: str) -> np.ndarray:
+def as_rgb(frame: Any, label: str) -> np.ndarray:
     """A PIL image, array or tensor as (H, W, 3) uint8."""
     if isinstance(frame, Image.Image):
         return np.array(frame.convert("RGB"))

@@ -1,4 +1,4 @@
-"""The measures of change, the policies that decide by them, and the gate around them."""
+"""The measures of change, and the policies that decide by them."""
 
 from __future__ import annotations
 
@@ -19,15 +19,14 @@ from sam2.utils.change_detection import (
     MemoryGuidedPolicy,
     Motion,
     NaivePolicy,
-    SkipGate,
-    Verdict,
+    Search,
     check_count,
     make_policy,
     mean_abs_diff,
     pixel_levels,
     should_skip_frame,
 )
-from sam2.utils.drawn_clips import DrawnClip, Event, draw_clip
+from sam2.utils.skip_gate import SkipGate
 from sam2.utils.transforms import IMAGE_MEAN, IMAGE_STD
 
 
@@ -45,22 +44,6 @@ def evidence_of(*losses: float, likeness: float = 1.0, novelty: float = 0.0, is_
     motions = [Motion(np.array([loss]), np.array([likeness]), novelty) for loss in losses]
     key = key_frame(grey_frame(0), np.full((64, 64), is_seen))
     return Evidence(len(losses), len(losses), GateFrame(grey_frame(0)), key, motions[:-1], lambda: motions[-1])
-
-
-def clip_key(clip: DrawnClip, t: int) -> KeyFrame:
-    return key_frame(clip.frames[t], *(clip.labels[t] == i + 1 for i in range(2)), frame_idx=t)
-
-
-def key_frames_of(clip: DrawnClip, gate: SkipGate) -> list[int]:
-    """Run the gate over a clip whose key frames show its labels; the frames that were processed."""
-    gate.remember(clip_key(clip, 0))
-    processed = [0]
-    for t in range(1, len(clip.frames)):
-        key = clip_key(clip, t)
-        if gate.decide(t, key.frame).action == "processed":
-            gate.remember(key)
-            processed.append(t)
-    return processed
 
 
 def test_the_measure_counts_whole_standard_deviations_truncated_toward_zero():
@@ -178,134 +161,6 @@ def test_something_new_counts_only_while_an_object_is_missing():
     assert not policy.decide(evidence_of(0.01, novelty=50.0, is_seen=False)).skip
 
 
-@pytest.mark.parametrize("kind", ["appear", "vanish", "dash"])
-@pytest.mark.parametrize("noise", [0.0, 4.0])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_no_event_in_a_still_scene_is_missed(kind, noise, seed):
-    clip = draw_clip(16, 120, 214, 2, seed, still=range(1, 16), events=[Event(8, 1, kind)], noise=noise)
-    processed = key_frames_of(clip, SkipGate(MemoryGuidedPolicy(1.0), warp=True))
-    assert 8 in processed
-    assert not set(processed) & set(range(1, 8))
-
-
-def test_a_still_scene_needs_one_frame_however_noisy():
-    clip = draw_clip(12, 120, 214, 2, 3, still=range(1, 12), noise=5.0)
-    assert key_frames_of(clip, SkipGate(MemoryGuidedPolicy(0.1), warp=True)) == [0]
-
-
-def test_carried_masks_follow_moving_objects():
-    clip = draw_clip(10, 120, 214, 2, 1, motion="smooth", camera_shift=2.0)
-    gate = SkipGate(MemoryGuidedPolicy(9.0), warp=True)
-    gate.remember(clip_key(clip, 0))
-    for t in range(1, 10):
-        assert gate.decide(t, GateFrame(clip.frames[t])).action == "warped"
-    seen = gate.answer() > 0
-    for i in range(2):
-        found, copied, wanted = seen[i], clip.labels[0] == i + 1, clip.labels[9] == i + 1
-        overlap = np.sum(found & wanted) / np.sum(found | wanted)
-        assert overlap > 0.85 > np.sum(copied & wanted) / np.sum(copied | wanted)
-
-
-def test_without_warping_the_key_frame_is_copied():
-    clip = draw_clip(3, 120, 214, 2, 1)
-    gate = SkipGate(MemoryGuidedPolicy(9.0))
-    key = clip_key(clip, 0)
-    gate.remember(key)
-    assert gate.decide(1, GateFrame(clip.frames[1])).action == "reused"
-    assert gate.answer() is key.logits
-
-
-def test_lookahead_returns_the_frames_between_from_both_sides():
-    clip = draw_clip(9, 120, 214, 2, 1, motion="smooth", camera_shift=2.0)
-    gate = SkipGate(MemoryGuidedPolicy(9.0, lookahead=8), lookahead=True)
-    assert gate.remember(clip_key(clip, 0)) == []
-    one_sided = []
-    for t in range(1, 8):
-        gate.decide(t, GateFrame(clip.frames[t]))
-        one_sided.append(gate.answer())
-    blended = gate.remember(clip_key(clip, 8))
-    assert len(blended) == 7
-
-    def error(answers):
-        return sum(np.sum((answers[t - 1][0] > 0) != (clip.labels[t] == 1)) for t in range(1, 8))
-
-    assert error(blended) < error(one_sided)
-    gate.decide(9, GateFrame(clip.frames[8]))
-    assert len(gate.flush()) == 1 and gate.flush() == []
-
-
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("limit, expected", [(0, range(10)), (3, [0, 4, 8])])
-def test_no_policy_skips_more_frames_in_a_row_than_allowed(strategy, limit, expected):
-    clip = draw_clip(10, 64, 64, 2, 0, still=range(1, 10))
-    gate = SkipGate(make_policy(strategy, 100.0), max_consecutive_skips=limit)
-    assert key_frames_of(clip, gate) == list(expected)
-
-
-def test_backward_tracking_decides_alike():
-    clip = draw_clip(3, 64, 64, 2, 0, still=range(1, 3))
-    gate = SkipGate(NaivePolicy(0.1), max_consecutive_skips=1)
-    gate.remember(clip_key(clip, 2))
-    assert [gate.decide(t, GateFrame(clip.frames[t])).action for t in (1, 0)] == ["reused", "processed"]
-
-
-def test_the_gate_learns_from_key_frames_how_far_masks_can_be_trusted():
-    """The network's mask leaps although nothing moves: what is carried next is expected to be wrong, too."""
-    frame, columns = grey_frame(0, 96, 96), np.arange(96) + np.zeros((96, 1))
-    gate = SkipGate(MemoryGuidedPolicy(0.1), warp=True)
-    gate.remember(key_frame(frame, columns < 40))
-    before = gate.decide(1, GateFrame(frame)).change
-    gate.remember(key_frame(frame, columns < 50, frame_idx=1))
-    assert before == pytest.approx(0.7 * 0.003)
-    assert gate.decide(2, GateFrame(frame)).change > 5 * before
-
-
-def test_masks_that_the_decoder_was_unsure_of_are_trusted_less():
-    frame, columns = grey_frame(0, 96, 96), np.arange(96) + np.zeros((96, 1))
-    changes = []
-    for predicted_iou in (1.0, 0.5):
-        gate = SkipGate(MemoryGuidedPolicy(0.1), warp=True)
-        gate.remember(key_frame(frame, columns < 40)._replace(predicted_ious=np.array([predicted_iou])))
-        changes.append(gate.decide(1, GateFrame(frame)).change)
-    assert changes[1] == pytest.approx(1.5 * changes[0])
-
-
-def test_after_forgetting_the_next_frame_is_processed():
-    gate = SkipGate(NaivePolicy(1.0))
-    gate.remember(key_frame(grey_frame(0), np.ones((4, 4), bool)))
-    gate.forget()
-    assert gate.decide(1, GateFrame(grey_frame(0))).action == "processed"
-    with pytest.raises(RuntimeError, match="no frame was skipped"):
-        gate.answer()
-
-
-def test_objects_may_change_in_number_between_key_frames():
-    clip = draw_clip(4, 64, 64, 2, 0)
-    gate = SkipGate(MemoryGuidedPolicy(9.0), warp=True)
-    gate.remember(key_frame(clip.frames[0], clip.labels[0] == 1))
-    gate.decide(1, GateFrame(clip.frames[1]))
-    gate.remember(clip_key(clip, 2))
-    gate.decide(3, GateFrame(clip.frames[3]))
-    assert gate.answer().shape == (2, 64, 64)
-
-
-def test_naive_frames_are_never_turned_into_flow_or_floats():
-    gate = SkipGate(NaivePolicy(1.0))
-    gate.remember(key_frame(grey_frame(0), np.ones((4, 4), bool)))
-    frame = GateFrame(grey_frame(0))
-    gate.decide(1, frame)
-    assert "small" not in vars(frame) and frame.levels.dtype == np.uint8
-
-
-def test_a_policy_of_ones_own_needs_one_method():
-    class EveryThird:
-        def decide(self, evidence):
-            return Verdict(evidence.age < 3, evidence.age, "every third frame")
-
-    clip = draw_clip(7, 64, 64, 2, 0)
-    assert key_frames_of(clip, SkipGate(EveryThird())) == [0, 3, 6]
-
-
 @pytest.mark.parametrize("threshold", [-0.1, math.nan, math.inf, "0.1", True, [0.1]])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_bad_thresholds_are_refused_when_they_are_set(strategy, threshold):
@@ -322,3 +177,24 @@ def test_unknown_strategies_and_counts_are_refused():
         SkipGate(NaivePolicy(0.1), max_consecutive_skips=-1)
     with pytest.raises(ValueError, match="frames must be a whole number"):
         check_count(1.5, "frames")  # type: ignore[arg-type]
+
+
+def looks_again(age: int, fruitless: int, *, novelty: float = 50.0, known: float = 50.0, past: float = 50.0) -> bool:
+    """Whether the policy asks for a key frame, `age` frames after one that did not bring the object back."""
+    motions = [Motion(np.array([0.0]), np.array([1.0]), past)] * (age - 1)
+    motions.append(Motion(np.array([0.0]), np.array([1.0]), novelty))
+    key, search = key_frame(grey_frame(0), np.zeros((64, 64), bool)), Search(fruitless, known)
+    evidence = Evidence(age, age, GateFrame(grey_frame(0)), key, motions[:-1], lambda: motions[-1], search)
+    return not MemoryGuidedPolicy(9.0).decide(evidence).skip
+
+
+@pytest.mark.parametrize("fruitless, wait", [(0, 1), (1, 2), (2, 4), (3, 8), (4, 16), (9, 16)])
+def test_with_each_key_frame_in_vain_the_wait_for_the_next_doubles(fruitless, wait):
+    assert [looks_again(age, fruitless) for age in range(1, 17)] == [age >= wait for age in range(1, 17)]
+
+
+def test_what_is_new_after_a_still_moment_or_twice_as_new_ends_the_wait():
+    assert not looks_again(3, fruitless=4)
+    assert looks_again(3, fruitless=4, past=9.0)
+    assert looks_again(3, fruitless=4, novelty=101.0) and not looks_again(3, fruitless=4, novelty=99.0)
+    assert not looks_again(3, fruitless=4, past=9.0, novelty=19.0), "nothing is new"

@@ -12,7 +12,8 @@ import pytest
 from clip_files import drawn_clip, write_encoded, write_lossless
 
 from sam2.utils import video_file
-from sam2.utils.video_file import FrameReadError, VideoFile, promised_bytes
+from sam2.utils.containers import promised_bytes
+from sam2.utils.video_file import FrameReadError, VideoFile
 
 DECODERS = {"opencv": video_file._OpenCvDecoder, "pyav": video_file._PyAvDecoder}
 
@@ -119,9 +120,53 @@ def test_a_far_jump_seeks_instead_of_decoding_all_frames_between(
     tmp_path: Path, decoder: str, advances: list[int]
 ) -> None:
     video = VideoFile(write_lossless(tmp_path / "clip.avi", drawn_clip(200)))  # key frames only
+    assert video.count() == 200
+    video.read(0)
     advances.clear()
     video.read(190)
     assert len(advances) < 60
+
+
+def test_opening_a_long_video_steps_through_its_first_frames_only(
+    tmp_path: Path, decoder: str, advances: list[int]
+) -> None:
+    if decoder == "pyav":
+        pytest.skip("where OpenCV fails, all frames are decoded at once to tell damage from an odd format")
+    path = write_lossless(tmp_path / "clip.avi", drawn_clip(200))
+    advances.clear()
+    video = VideoFile(path)
+    assert len(advances) == 32 and len(video) == 200
+    assert video.has(199) and not video.has(200) and not video.has(-1)
+    assert len(advances) < 200 + 40, "asking whether there is a frame steps on from the last known one"
+
+
+@pytest.mark.parametrize(("declared", "end"), [(250, "earlier"), (45, "later")])
+def test_the_end_may_come_earlier_or_later_than_declared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, declared: int, end: str
+) -> None:
+    frames = drawn_clip(60)
+    path = write_lossless(tmp_path / "clip.avi", frames)
+    for each in DECODERS.values():
+        monkeypatch.setattr(each, "declared", declared)
+    video = VideoFile(path)
+    assert len(video) == declared
+    np.testing.assert_array_equal(video.read(50), frames[50])
+    assert video.has(59) and not video.has(60)
+    assert len(video) == video.count() == 60
+    with pytest.raises(IndexError, match=r"clip\.avi has frames 0 to 59, got 60"):
+        video.read(60)
+    np.testing.assert_array_equal(video.read(59), frames[59])
+    assert ("speaks of 250 frames, 60 can be decoded" in caplog.text) == (end == "earlier")
+
+
+def test_where_the_container_has_no_number_of_frames_its_packets_are_counted(
+    tmp_path: Path, advances: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("av")
+    path = write_encoded(tmp_path / "clip.mkv", drawn_clip(90), "libx264", steps=(1, 1, 5))  # 209 by its duration
+    assert (len(VideoFile(path)), len(advances)) == (90, 32)
+    monkeypatch.setattr(video_file, "count_packets", lambda path: 0)  # as without PyAV
+    assert len(VideoFile(path)) == 90 and len(advances) >= 120
 
 
 def test_memory_for_reading_backward_is_bounded(tmp_path: Path) -> None:
@@ -227,7 +272,7 @@ def test_damage_within_a_video_names_the_frame(tmp_path: Path, decoder: str) -> 
     data[len(data) // 2 : len(data) // 2 + 2000] = bytes(2000)
     path.write_bytes(data)
     with pytest.raises(FrameReadError, match=r"frame [23]\d of clip\.mp4 cannot be decoded"):
-        VideoFile(path)
+        VideoFile(path).count()
 
 
 def test_a_frame_that_fails_later_is_named_and_the_others_stay_readable(

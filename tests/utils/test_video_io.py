@@ -9,6 +9,7 @@ import torch
 from clip_files import drawn_clip, write_lossless
 from PIL import Image
 
+from sam2.utils import video_io
 from sam2.utils.davis import DAVIS_PALETTE
 from sam2.utils.video_io import (
     FrameReadError,
@@ -335,3 +336,20 @@ def test_overlay_draws_the_contour_between_two_objects_and_none_along_the_frame(
 def test_overlay_refuses_what_does_not_fit(labels: np.ndarray, alpha: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         overlay(np.zeros((4, 4, 3), np.uint8), labels, alpha)
+
+
+def test_a_long_folder_opens_with_a_look_at_some_pictures_and_checks_the_others_when_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(video_io, "HEADERS_AT_OPENING", 4)
+    for index in range(10):
+        Image.new("RGB", (8, 6) if index != 5 else (8, 7)).save(tmp_path / f"{index}.png")
+    looked_at = []
+    look = video_io._picture_size
+    monkeypatch.setattr(video_io, "_picture_size", lambda path: looked_at.append(path.stem) or look(path))
+    source = open_source(tmp_path)
+    assert (looked_at, len(source)) == (["0", "3", "6", "9"], 10)
+    with pytest.raises(FrameReadError, match=r"frame 5, .*5\.png, is 8x7, expected 8x6"):
+        source.read(5)
+    with pytest.raises(FileNotFoundError, match=r"no such picture: .*nothing\.png"):
+        open_source([*sorted(tmp_path.iterdir()), tmp_path / "nothing.png"])

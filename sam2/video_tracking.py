@@ -1,0 +1,288 @@
+"""The network at work on the objects of a session: prompts answered, frames tracked, memory written and made again.
+
+Shapes: B objects in one batch, N objects of the session, S the network's input size, h, w of low-res masks.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sam2.modeling.memory_bank import MemoryBank, MemoryFrame, Selection, memory_reach, select_memory
+from sam2.modeling.outputs import FrameFeatures, FrameOutput, FrameRequest, PointInputs
+from sam2.modeling.sam2_base import SAM2Base
+from sam2.utils.misc import fill_holes_in_mask_scores
+from sam2.video_state import ObjectTrack, VideoState, fade
+
+logger = logging.getLogger(__name__)
+
+OBJECTS_AT_ONCE = 16  # more gain nothing on a large GPU, and each takes some 100 MB of it at 1024 x 1024
+
+
+class VideoTracker(SAM2Base):
+    """The network over a session's objects. It keeps nothing between calls: what is known is in the `VideoState`.
+
+    Args:
+        fill_hole_area: fill holes of up to so many low-res pixels in the masks that are shown; 0 fills none.
+        clear_non_cond_mem_around_input: after a prompt, forget what was tracked within reach of memory around it.
+        max_batch_objects: so many objects at most are read, decoded and written at once; None chooses.
+        **kwargs: options of `SAM2Base`.
+
+    Raises:
+        ValueError: `max_batch_objects` is not a whole number of 1 or more.
+    """
+
+    def __init__(
+        self,
+        *,
+        fill_hole_area: int,
+        clear_non_cond_mem_around_input: bool,
+        max_batch_objects: int | None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if max_batch_objects is not None and (isinstance(max_batch_objects, bool) or max_batch_objects < 1):
+            raise ValueError(f"max_batch_objects must be 1 or more, or None, got {max_batch_objects!r}")
+        self.fill_hole_area = fill_hole_area
+        self.clear_non_cond_mem_around_input = clear_non_cond_mem_around_input
+        self.max_batch_objects = max_batch_objects
+
+    @property
+    def reach(self) -> int:
+        """Frames as far as this from the current one, in either direction, may have their memory maps read."""
+        return memory_reach(self.num_maskmem, self.memory_temporal_stride_for_eval)
+
+    # Prompts
+
+    def _answer_prompt(
+        self, state: VideoState, track: ObjectTrack, frame_idx: int, prompt: PointInputs | Tensor, prompted: bool
+    ) -> None:
+        """Segment one object on one frame under its prompt, and keep the answer until it is written to memory.
+
+        Args:
+            prompted: the answer makes this a prompted frame, rather than a better propagated one.
+        """
+        points = prompt if isinstance(prompt, PointInputs) else None
+        previous = track.latest_masks(frame_idx, prompted) if points is not None else None
+        request = FrameRequest(
+            frame_idx, state.num_frames,
+            reverse=track.tracked.get(frame_idx, False),
+            reads_memory=frame_idx in track.tracked,
+            points=points,
+            mask=None if isinstance(prompt, PointInputs) else prompt,
+            # Unbounded logits would drown the clicks that refine them.
+            previous_logits=None if previous is None else previous.to(state.device).clamp(-32.0, 32.0),
+        )  # fmt: skip
+        if request.reads_memory and (points is not None or not self.use_mask_input_as_output_without_sam):
+            self._select(state, track, request)
+        output = self._track_object(state, track, request, remember=False)
+        state.paused = None  # the next frame becomes a key frame
+        # Prompts wait here, so that a frame is written to memory once, however many prompts refine it.
+        (track.pending_prompted if prompted else track.pending_propagated)[frame_idx] = output
+
+    def _commit_prompts(self, state: VideoState, track: ObjectTrack) -> None:
+        """Write an object's pending outputs to memory."""
+        for prompted in (False, True):
+            pending = track.pending_prompted if prompted else track.pending_propagated
+            for frame_idx in list(pending):
+                self._write_prompted_memory(state, frame_idx, pending[frame_idx])
+                track.commit_frame(frame_idx, pending.pop(frame_idx), prompted)
+                self._forget_around_prompt(track, frame_idx)
+        for frame_idx in track.prompted:
+            track.propagated.pop(frame_idx, None)
+
+    def _write_prompted_memory(self, state: VideoState, frame_idx: int, output: FrameOutput) -> None:
+        # parity: mask prompts enter memory as clicks do.
+        self._write_shown_memory(state, frame_idx, output, from_points=True)
+
+    def _write_shown_memory(self, state: VideoState, frame_idx: int, output: FrameOutput, from_points: bool) -> None:
+        """Write the memory of a frame whose low-res masks are known."""
+        masks = resize_masks(output.pred_masks.to(state.device), (self.image_size, self.image_size))
+        with self.autocast():
+            features = self._features(state, frame_idx)
+            memory = self.write_memory(features, masks, output.object_score_logits, from_points=from_points)
+        _keep_memory(state, [output], memory.features, memory.position)
+
+    def _forget_around_prompt(self, track: ObjectTrack, frame_idx: int) -> None:
+        if self.clear_non_cond_mem_around_input:
+            track.forget_propagated(frame_idx, self.memory_temporal_stride_for_eval * self.num_maskmem)
+
+    # Tracking
+
+    def _track_frame(
+        self, state: VideoState, tracks: Sequence[ObjectTrack], frame_idx: int, reverse: bool
+    ) -> list[FrameOutput]:
+        """Each object's output on a frame: the prompt's answer where there is one, else tracked and remembered."""
+        request = FrameRequest(frame_idx, state.num_frames, reverse=reverse)
+        for track in tracks:
+            if frame_idx in track.prompted:
+                self._forget_around_prompt(track, frame_idx)
+        for batch in self._batches(state, [track for track in tracks if frame_idx not in track.prompted], request):
+            for track, output in zip(batch, self._track_batch(state, batch, request), strict=True):
+                track.commit_frame(frame_idx, output, prompted=False)
+        for track in tracks:
+            track.tracked[frame_idx] = reverse
+        if state.keep == "window":
+            fade(tracks, frame_idx, self.reach)
+        return [track.prompted.get(frame_idx) or track.propagated[frame_idx] for track in tracks]
+
+    def _batches(
+        self, state: VideoState, tracks: Sequence[ObjectTrack], request: FrameRequest
+    ) -> Iterable[list[ObjectTrack]]:
+        """Objects of equal memory layout, in groups of at most `max_batch_objects`; all their memory is there."""
+        by_layout: dict[Any, list[ObjectTrack]] = {}
+        for track in tracks:
+            by_layout.setdefault(self._select(state, track, request).layout, []).append(track)
+        size = self._batch_size(state)
+        return [group[i : i + size] for group in by_layout.values() for i in range(0, len(group), size)]
+
+    def _batch_size(self, state: VideoState) -> int:
+        if self.non_overlap_masks_for_mem_enc:
+            return 1  # objects of one batch would push each other out of memory, as upstream's never do
+        if self.max_batch_objects is None:
+            # On a CPU a batch saves next to nothing, and one by one an object's masks are the same bit for bit
+            # whatever the others are.
+            return 1 if state.device.type == "cpu" else OBJECTS_AT_ONCE
+        return self.max_batch_objects
+
+    def _select(self, state: VideoState, track: ObjectTrack, request: FrameRequest) -> Selection:
+        """What an object remembers on a frame. Maps that were dropped are made again first, which the log says."""
+        if self.num_maskmem == 0:
+            return Selection([], [])
+        selection = self._selection(track.bank, request)
+        dropped = [each.frame_idx for each in selection.maps if each.frame_idx in track.faded]
+        if not dropped:
+            return selection
+        logger.warning(
+            "frame %d remembers frames %s, whose memory was dropped and is made again from their packed masks: the "
+            'answer is close to the one of init_state(..., keep="all"), but not equal to it',
+            request.frame_idx, ", ".join(map(str, sorted(dropped))),
+        )  # fmt: skip
+        for t in dropped:
+            faded = track.faded[t]
+            output = FrameOutput(
+                faded.pred_masks.to(state.storage_device), faded.obj_ptr,
+                faded.object_score_logits.to(state.device), ious=faded.ious.to(state.device),
+            )  # fmt: skip
+            self._write_shown_memory(state, t, output, from_points=False)
+            del track.faded[t]
+            track.propagated[t] = output
+        return self._selection(track.bank, request)
+
+    def _selection(self, bank: MemoryBank, request: FrameRequest) -> Selection:
+        rules = self._bank_rules(request.num_frames)
+        return select_memory(bank, request.frame_idx, request.reverse, request.num_frames, rules)
+
+    def _track_batch(
+        self, state: VideoState, tracks: Sequence[ObjectTrack], request: FrameRequest
+    ) -> list[FrameOutput]:
+        """Track objects of equal memory layout on one frame."""
+        if len(tracks) == 1:
+            return [self._track_object(state, tracks[0], request, remember=True)]
+        bank = join_banks([self._selection(track.bank, request) for track in tracks], state.memory_position)
+        with self.autocast():
+            features = _repeat(self._features(state, request.frame_idx), len(tracks))
+            output = self.track(features, bank, request, remember=True)
+        return self._keep(state, output)
+
+    def _track_object(
+        self, state: VideoState, track: ObjectTrack, request: FrameRequest, remember: bool
+    ) -> FrameOutput:
+        """Run the network for one object on one frame; what is returned is all that the session keeps of it."""
+        with self.autocast():
+            features = self._features(state, request.frame_idx)
+            output = self.track(features, track.bank, request, remember)
+        return self._keep(state, output)[0]
+
+    def _keep(self, state: VideoState, output: FrameOutput) -> list[FrameOutput]:
+        """What the session keeps of a batch's outputs, object by object."""
+        masks = output.pred_masks
+        if self.fill_hole_area > 0:
+            masks = fill_holes_in_mask_scores(masks, self.fill_hole_area)
+        assert output.ious is not None
+        kept = [
+            FrameOutput(*values)
+            for values in zip(
+                _apart(masks.to(state.storage_device, non_blocking=True)), _apart(output.obj_ptr),
+                _apart(output.object_score_logits), _apart(output.ious), strict=True,
+            )
+        ]  # fmt: skip
+        if output.maskmem_features is not None and output.maskmem_pos_enc is not None:
+            _keep_memory(state, kept, output.maskmem_features, output.maskmem_pos_enc[-1])
+        return kept
+
+    def _features(self, state: VideoState, frame_idx: int) -> FrameFeatures:
+        """The encoder's maps of a frame; those of the last frame are kept, for all objects and repeated prompts."""
+        if state.features is None or state.features[0] != frame_idx:
+            state.features = None  # free the old maps before making new ones
+            image = state.frames[frame_idx].to(state.device, torch.float32)
+            state.features = (frame_idx, self.encode_image(image[None]))
+        return state.features[1]
+
+
+def resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """Mask logits (B, 1, h, w) at another size."""
+    if masks.shape[-2:] == size:
+        return masks
+    return F.interpolate(masks, size, mode="bilinear", align_corners=False)
+
+
+class JoinedFrame(NamedTuple):
+    """One frame as a batch of objects remembers it (`MemoryFrame`)."""
+
+    obj_ptr: Tensor  # (B, C)
+    maskmem_features: Tensor | None  # (B, mem_dim, h, w)
+    maskmem_pos_enc: list[Tensor] | None  # one (B, mem_dim, h, w)
+
+
+def join_banks(selections: Sequence[Selection], position: Tensor | None) -> MemoryBank:
+    """What objects of equal layout remember, as one bank of a batch.
+
+    Args:
+        position: (1, mem_dim, h, w) position encoding that all maps share.
+    """
+    frames: dict[int, JoinedFrame] = {}
+    for maps in zip(*(selection.maps for selection in selections), strict=True):
+        frames[maps[0].frame_idx] = _join([each.output for each in maps], position)
+    for pointers in zip(*(selection.pointers for selection in selections), strict=True):
+        frames.setdefault(pointers[0].frame_idx, _join([each.output for each in pointers], None))
+    prompted = {each.frame_idx for each in selections[0].maps if each.distance == 0}
+    return MemoryBank(
+        {t: frame for t, frame in frames.items() if t in prompted},
+        {t: frame for t, frame in frames.items() if t not in prompted},
+    )
+
+
+def _join(outputs: Sequence[MemoryFrame], position: Tensor | None) -> JoinedFrame:
+    """One frame's pointers, and its maps if they are read and so have a position."""
+    pointers = torch.cat([output.obj_ptr for output in outputs])
+    maps = [output.maskmem_features for output in outputs if output.maskmem_features is not None]
+    if position is None or not maps:
+        return JoinedFrame(pointers, None, None)
+    return JoinedFrame(pointers, torch.cat(maps), [position.expand(len(maps), -1, -1, -1)])
+
+
+def _keep_memory(state: VideoState, outputs: Sequence[FrameOutput], features: Tensor, position: Tensor) -> None:
+    """Put memory maps (B, mem_dim, h, w) into the outputs of their objects, as they are stored."""
+    # bfloat16 halves the memory bank, and is how Meta's models were evaluated.
+    stored = features.to(state.storage_device, torch.bfloat16, non_blocking=True)
+    if state.memory_position is None:
+        state.memory_position = position[:1].clone()
+    for output, each in zip(outputs, _apart(stored), strict=True):
+        output.maskmem_features = each
+        output.maskmem_pos_enc = [state.memory_position]  # the same for all frames and objects
+
+
+def _apart(batch: Tensor) -> list[Tensor]:
+    """(B, ...) -> B of (1, ...), each in memory of its own, so that one kept object does not keep the others."""
+    return [batch] if len(batch) == 1 else [each.clone() for each in batch.split(1)]
+
+
+def _repeat(features: FrameFeatures, count: int) -> FrameFeatures:
+    """One frame's maps (1, C, h, w) as those of a batch, without copying them."""
+    return FrameFeatures(*([x.expand(count, -1, -1, -1) for x in group] for group in features))

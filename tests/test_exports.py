@@ -1,0 +1,199 @@
+"""Results as files that other tools read; each is read back with a tool of its own."""
+
+import json
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from test_video_results import clip_results, result_at
+
+from sam2 import exports
+from sam2.exports import FORMATS, frame_rate, object_numbers
+from sam2.utils.davis import read_label_map
+from sam2.utils.labelled_frames import colour_of
+from sam2.utils.video_io import VideoFile
+from sam2.video_results import VideoResults
+
+
+def files_of(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def flat_results(ids=(7, 9)):
+    return VideoResults.collect([result_at(t, {ids[0]: (t, 0, t + 2, 2), ids[1]: (0, 3, 2, 5)}) for t in range(2)])
+
+
+# Pictures
+
+
+def test_png_is_a_palette_picture_of_ids_per_frame(tmp_path):
+    results = flat_results()
+    results.save(tmp_path, "png")
+    assert files_of(tmp_path) == ["00000.png", "00001.png"]
+    for t in range(2):
+        assert np.array_equal(read_label_map(tmp_path / f"{t:05d}.png"), results[t].label_map())
+    with Image.open(tmp_path / "00001.png") as picture:
+        assert picture.mode == "P" and np.array(picture)[0].tolist() == [0, 7, 7, 0, 0, 0]
+
+
+def test_pngs_are_named_like_the_frames(tmp_path):
+    clip_results(frame_names=[f"f{t}.jpg" for t in range(5)], num_frames=None).save(tmp_path, "png")
+    assert [name for name in files_of(tmp_path) if "/" not in name] == ["f1.png", "f2.png", "f3.png"]
+
+
+def test_masks_that_overlap_are_written_one_by_one_too(tmp_path):
+    results = clip_results()
+    results.save(tmp_path, "png")
+    assert files_of(tmp_path) == [f"{folder}{t:05d}.png" for folder in ("", "007/", "009/") for t in (1, 2, 3)]
+    assert read_label_map(tmp_path / "00002.png")[2, 2] == 9
+    for t in results:
+        for obj_id in (7, 9):
+            mask = results[t][obj_id].mask if obj_id in results[t] else np.zeros((5, 6), bool)
+            assert np.array_equal(read_label_map(tmp_path / f"{obj_id:03d}" / f"{t:05d}.png"), mask)
+
+
+@pytest.mark.parametrize(
+    ("ids", "folders"),
+    [((7, 256), ("007", "256")), ((0, 1), ("000", "001")), (("left hand", 3), ("003", "004_left_hand"))],
+)
+def test_ids_that_are_no_pixel_values_are_written_one_by_one_only(tmp_path, ids, folders):
+    flat_results(ids).save(tmp_path, "png")
+    assert files_of(tmp_path) == [f"{folder}/{t:05d}.png" for folder in folders for t in range(2)]
+
+
+def test_numbers_are_ids_where_these_are_numbers_and_free_ones_elsewhere():
+    results = VideoResults.collect([result_at(0, dict.fromkeys(["a", 5, -1, 0, True, 2]))])
+    assert object_numbers(results) == {"a": 6, 5: 5, -1: 7, 0: 0, True: 8, 2: 2}
+
+
+# Annotations
+
+
+def test_coco_annotations_are_read_by_pycocotools(tmp_path):
+    coco = pytest.importorskip("pycocotools.coco")
+    results = clip_results()
+    results.save(tmp_path / "coco.json", "coco")
+    data = coco.COCO(str(tmp_path / "coco.json"))
+    assert [image["file_name"] for image in data.loadImgs(data.getImgIds())] == [f"clip/0000{t}.jpg" for t in (1, 2, 3)]
+    found = data.loadAnns(data.getAnnIds())
+    assert [(each["image_id"], each["track_id"]) for each in found] == [(1, 7), (2, 7), (2, 9), (3, 9)]
+    for each in found:
+        expected = results[each["image_id"]][each["object_id"]]
+        assert np.array_equal(data.annToMask(each), expected.mask)
+        assert each["area"] == expected.mask.sum() and each["status"] == expected.status
+        assert each["bbox"] == coco.maskUtils.toBbox(each["segmentation"]).tolist()
+    assert data.loadCats(data.getCatIds()) == [{"id": 1, "name": "object", "supercategory": ""}]
+
+
+def test_youtube_vis_has_one_annotation_per_object_and_null_where_it_is_not_seen(tmp_path):
+    coco = pytest.importorskip("pycocotools.mask")
+    results = clip_results()
+    results.save(tmp_path / "vis.json", "youtube_vis")
+    content = json.loads((tmp_path / "vis.json").read_text())
+    assert content["videos"] == [
+        {
+            "id": 1, "name": "clip", "height": 5, "width": 6, "length": 5,
+            "file_names": [f"clip/0000{t}.jpg" for t in range(5)],
+        }
+    ]  # fmt: skip
+    seven, nine = content["annotations"]
+    assert [(each["id"], each["object_id"], each["video_id"], each["category_id"]) for each in (seven, nine)] == [
+        (1, 7, 1, 1), (2, 9, 1, 1),
+    ]  # fmt: skip
+    assert [each is None for each in seven["segmentations"]] == [True, False, False, True, True]
+    assert seven["bboxes"] == [None, [0, 0, 2, 2], [0, 0, 3, 3], None, None]
+    assert nine["areas"] == [None, None, 6, 12, None]
+    assert seven["statuses"] == [None, "prompted", "tracked", "occluded", None]
+    for t in (2, 3):
+        assert np.array_equal(coco.decode(nine["segmentations"][t]), results[t][9].mask)
+
+
+# Video and arrays
+
+
+@pytest.fixture
+def frames():
+    return np.full((5, 96, 128, 3), 90, np.uint8)
+
+
+def drawn_results():
+    return VideoResults.collect([result_at(t, {1: (20, 40, 60, 80)}, shape=(96, 128)) for t in (1, 2)], name="clip")
+
+
+def test_mp4_shows_all_frames_and_the_objects_where_there_are_results(tmp_path, frames):
+    av = pytest.importorskip("av")
+    drawn_results().save(tmp_path / "clip.mp4", "mp4", video=frames, fps=10)
+    with av.open(str(tmp_path / "clip.mp4")) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.average_rate, stream.codec_context.pix_fmt) == ("h264", 10, "yuv420p")
+        shown = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+    assert len(shown) == 5 and files_of(tmp_path) == ["clip.mp4"]
+    tint = np.rint(90 * 0.55 + 0.45 * np.array(colour_of(1)))
+    assert np.abs(shown[1][60, 40] - tint).max() <= 6  # lossy
+    assert all(np.abs(shown[t][60, 40].astype(int) - 90).max() <= 6 for t in (0, 3, 4))
+
+
+def test_the_frame_rate_is_that_of_the_video_file(tmp_path, frames):
+    pytest.importorskip("av")
+    drawn_results().save(tmp_path / "a.mp4", "mp4", video=frames, fps=12.5)
+    assert frame_rate(tmp_path / "a.mp4") == 12.5
+    drawn_results().save(tmp_path / "b.mp4", "mp4", video=str(tmp_path / "a.mp4"))
+    capture = cv2.VideoCapture(str(tmp_path / "b.mp4"))
+    assert (capture.get(cv2.CAP_PROP_FPS), len(VideoFile(tmp_path / "b.mp4"))) == (12.5, 5)
+    assert frame_rate(frames) == frame_rate(tmp_path) == 24.0
+
+
+def test_npz_holds_all_masks_as_packed_bits(tmp_path):
+    results = clip_results()
+    results.save(tmp_path / "r.npz", "npz")
+    with np.load(tmp_path / "r.npz") as arrays:
+        masks = np.unpackbits(arrays["masks"], axis=-1, count=arrays["size"][1])
+        assert masks.shape == (3, 2, 5, 6) and arrays["obj_ids"].tolist() == [7, 9]
+        assert arrays["frames"].tolist() == [1, 2, 3] and arrays["areas"].tolist() == [[4, 0], [9, 6], [0, 12]]
+        assert arrays["statuses"].tolist() == [["prompted", ""], ["tracked", "tracked"], ["occluded", "reused"]]
+        assert arrays["boxes"][1].tolist() == [[0, 0, 3, 3], [2, 2, 5, 4]]
+    assert np.array_equal(masks[1, 0], results[2][7].mask) and np.array_equal(masks[2, 1], results[3][9].mask)
+    assert not masks[0, 1].any()
+
+
+# Mistakes
+
+
+def test_an_unknown_format_lists_the_known_ones(tmp_path):
+    with pytest.raises(ValueError, match="format must be one of png, coco, youtube_vis, mp4, npz, json, got 'avi'"):
+        clip_results().save(tmp_path / "x", "avi")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_without_results_there_is_nothing_to_save(tmp_path, format, frames):
+    with pytest.raises(ValueError, match="there are no results of empty yet"):
+        VideoResults(name="empty").save(tmp_path / "x", format, video=frames)
+    assert files_of(tmp_path) == []
+
+
+def test_mp4_without_frames_says_that_it_needs_them(tmp_path):
+    with pytest.raises(ValueError, match='format "mp4" draws over the frames: give them as video'):
+        clip_results().save(tmp_path / "x.mp4", "mp4")
+
+
+def test_mp4_without_pyav_names_the_extra(tmp_path, frames, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ImportError, match=r'pip install "sam2\[video\]"'):
+        drawn_results().save(tmp_path / "x.mp4", "mp4", video=frames)
+
+
+@pytest.mark.parametrize("format", ["mp4", "npz"])
+def test_a_file_that_cannot_be_finished_leaves_the_earlier_one_as_it_was(tmp_path, frames, monkeypatch, format):
+    path = tmp_path / f"x.{format}"
+    path.write_text("earlier")
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(exports, "_labelled_frame", fail)
+    monkeypatch.setattr(exports, "_stream_masks", fail)
+    with pytest.raises(OSError, match="disk full"):
+        drawn_results().save(path, format, video=frames)
+    assert files_of(tmp_path) == [path.name] and path.read_text() == "earlier"

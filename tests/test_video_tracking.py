@@ -1,0 +1,263 @@
+"""Sessions of any length and many objects: what is dropped, what is made again, batches, and closing."""
+
+import gc
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from sam2.build_sam import build_sam2_video_predictor
+from sam2.utils.drawn_clips import draw_clip
+from sam2.video_memory import FadedOutput
+
+HEIGHT, WIDTH, LENGTH = 96, 128, 26
+
+
+def build(*overrides, **options):
+    small = ["++model.image_size=128", "++model.skip_mad_threshold=0"]
+    return build_sam2_video_predictor(device="cpu", hydra_overrides_extra=[*small, *overrides], **options)
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return draw_clip(LENGTH, HEIGHT, WIDTH, num_objects=2, seed=3)
+
+
+@pytest.fixture(scope="module")
+def predictor():
+    return build()
+
+
+def track(predictor, state, **options):
+    return {t: logits for t, _, logits in predictor.propagate_in_video(state, progress=False, **options)}
+
+
+def session(predictor, clip, keep, obj_ids=(1,), frame_idx=0, **options):
+    state = predictor.init_state(list(clip.frames), keep=keep, **options)
+    for obj_id in obj_ids:
+        predictor.add_new_mask(state, frame_idx, obj_id, clip.labels[frame_idx] == obj_id)
+    return state
+
+
+def iou(first, second):
+    first, second = first > 0, second > 0
+    return ((first & second).sum() / (first | second).sum()).item()
+
+
+# Window
+
+
+@pytest.mark.parametrize("stride", [1, 3])
+def test_window_and_all_give_the_same_masks_where_no_correction_reaches_back(clip, stride):
+    predictor = build(f"++model.memory_temporal_stride_for_eval={stride}")
+
+    def run(keep):
+        state = session(predictor, clip, keep, frame_idx=12)
+        answers = [*track(predictor, state).values(), *track(predictor, state, reverse=True).values()]
+        predictor.add_new_points_or_box(state, 0, 1, points=[[5, 5]], labels=[0])  # where tracking has come to
+        answers += track(predictor, state, start_frame_idx=12).values()
+        return answers
+
+    window, everything = run("window"), run("all")
+    assert len(window) == 14 + 13 + 14
+    assert all(torch.equal(a, b) for a, b in zip(window, everything, strict=True))
+
+
+def test_only_the_frames_within_reach_of_the_position_and_of_prompts_keep_their_memory(predictor, clip):
+    state = session(predictor, clip, "window", frame_idx=2)
+    for t, _, _ in predictor.propagate_in_video(state, progress=False):
+        known = state.track(1)
+        assert all(t - s <= predictor.reach or s - 2 <= predictor.reach for s in known.propagated)
+    assert predictor.reach == 6
+    assert sorted(known.propagated) == [*range(3, 9), *range(LENGTH - 7, LENGTH)]
+    assert sorted(known.faded) == list(range(9, LENGTH - 7))
+    outputs = state["output_dict_per_obj"][0]["non_cond_frame_outputs"]
+    assert sorted(outputs) == list(range(3, LENGTH)) and outputs[12]["maskmem_features"] is None
+
+
+def test_everything_stays_where_everything_is_kept(predictor, clip):
+    state = session(predictor, clip, "all")
+    track(predictor, state)
+    assert sorted(state.track(1).propagated) == list(range(1, LENGTH)) and not state.track(1).faded
+
+
+def test_old_frames_show_almost_the_same_mask_again(predictor, clip):
+    shown = []
+    for keep in ("all", "window"):
+        state = session(predictor, clip, keep, obj_ids=(1, 2))
+        track(predictor, state)
+        shown.append(predictor.clear_all_prompts_in_frame(state, 15, 1)[2])
+    assert isinstance(state.track(1).latest_output(15), FadedOutput)
+    assert all(iou(shown[0][i], shown[1][i]) > 0.98 for i in range(2))
+
+
+def test_masks_of_skipped_frames_are_packed_too(predictor, clip):
+    predictor.skip_mad_threshold = 1000.0
+    try:
+        state = session(predictor, clip, "window")
+        masks = track(predictor, state)
+    finally:
+        predictor.skip_mad_threshold = 0
+    known = state.track(1)
+    assert sorted(known.carried) == [*range(1, 7), *range(LENGTH - 7, LENGTH)]
+    assert sorted(known.faded_carried) == list(range(7, LENGTH - 7))
+    assert iou(predictor.clear_all_prompts_in_frame(state, 12, 1)[2], masks[12]) > 0.98
+
+
+@pytest.mark.parametrize("action", ["click", "start"])
+def test_what_reaches_back_to_dropped_memory_is_answered_nearly_alike_and_says_so(predictor, clip, caplog, action):
+    def answer(keep):
+        state = session(predictor, clip, keep)
+        track(predictor, state)
+        caplog.clear()
+        if action == "click":
+            return predictor.add_new_points_or_box(state, 15, 1, points=[[40, 40]], labels=[1])[2]
+        return track(predictor, state, start_frame_idx=15, max_frame_num_to_track=2)[17]
+
+    with caplog.at_level(logging.WARNING):
+        window = answer("window")
+        assert "frame 15 remembers frames 9, 10, 11, 12, 13, 14, whose memory was dropped" in caplog.text
+        assert caplog.text.count("remembers frames") == 1
+        everything = answer("all")
+        assert not caplog.text
+    assert iou(window, everything) > 0.95
+    assert not torch.equal(window, everything)
+
+
+def test_a_mask_on_an_old_frame_needs_no_memory(predictor, clip, caplog):
+    state = session(predictor, clip, "window")
+    track(predictor, state)
+    predictor.add_new_mask(state, 15, 1, clip.labels[15] == 1)
+    assert not caplog.text
+
+
+def test_what_is_kept_of_a_frame_is_small(predictor, clip):
+    state = session(predictor, clip, "window")
+    track(predictor, state)
+    faded = state.track(1).faded[15]
+    assert len(faded.packed.data) < 0.15 * 4 * 32 * 32
+    assert faded.obj_ptr.untyped_storage().nbytes() == 4 * predictor.hidden_dim
+
+
+@pytest.mark.parametrize("options", [{"keep": "disk"}, {"corrections": "none"}])
+def test_unknown_options_are_refused(predictor, clip, options):
+    with pytest.raises(ValueError, match=f"{next(iter(options))} must be"):
+        predictor.init_state(list(clip.frames), **options)
+
+
+# Corrections that stick
+
+
+def test_a_sticky_correction_is_returned_by_propagation_and_remembered(predictor, clip):
+    state = session(predictor, clip, "window", corrections="sticky")
+    track(predictor, state)
+    _, _, preview = predictor.add_new_points_or_box(state, 20, 1, points=[[5, 5]], labels=[1])
+    after = track(predictor, state)
+    torch.testing.assert_close(after[20], preview)
+    assert sorted(state.track(1).prompted) == [0, 20]
+
+
+# Batches
+
+
+def many(predictor, clip):
+    """Five objects: three prompted together, one of them twice, and two that came later."""
+    state = predictor.init_state(list(clip.frames[:10]), keep="all")
+    for obj_id in (1, 2):
+        predictor.add_new_mask(state, 0, obj_id, clip.labels[0] == obj_id)
+    predictor.add_new_mask(state, 0, 3, (clip.labels[0] > 0))
+    predictor.add_new_mask(state, 5, 3, (clip.labels[5] > 0))
+    predictor.add_new_mask(state, 2, 4, clip.labels[2] == 1)
+    predictor.add_new_mask(state, 2, 5, clip.labels[2] == 2)
+    return state
+
+
+@pytest.fixture(scope="module")
+def one_by_one(predictor, clip):
+    return track(predictor, many(predictor, clip), start_frame_idx=2)
+
+
+@pytest.mark.parametrize(("most", "sizes"), [(16, {1, 2}), (1, {1})])
+def test_objects_of_equal_layout_share_a_batch_and_answer_as_one_by_one(
+    predictor, clip, one_by_one, monkeypatch, most, sizes
+):
+    found, decode = set(), predictor._forward_sam_heads
+
+    def counted(features, *args, **kwargs):
+        found.add(len(features))
+        return decode(features, *args, **kwargs)
+
+    state = many(predictor, clip)
+    monkeypatch.setattr(predictor, "_forward_sam_heads", counted)
+    monkeypatch.setattr(predictor, "max_batch_objects", most)
+    batched = track(predictor, state, start_frame_idx=2)
+    assert found == sizes
+    for t, masks in batched.items():
+        torch.testing.assert_close(masks, one_by_one[t], rtol=1e-4, atol=2e-3)
+
+
+def test_a_batch_is_kept_object_by_object(predictor, clip, monkeypatch):
+    monkeypatch.setattr(predictor, "max_batch_objects", 16)
+    state = session(predictor, clip, "all", obj_ids=(1, 2))
+    track(predictor, state, max_frame_num_to_track=3)
+    for obj_id in (1, 2):
+        output = state.track(obj_id).propagated[3]
+        for value in (output.pred_masks, output.obj_ptr, output.maskmem_features, output.ious):
+            assert value.shape[0] == 1 and value.untyped_storage().nbytes() == value.nbytes
+
+
+def test_objects_that_may_not_overlap_in_memory_are_tracked_one_by_one(clip):
+    predictor = build("++model.non_overlap_masks_for_mem_enc=true", "++model.max_batch_objects=4")
+    masks = []
+    for obj_ids in ((1, 2), (2,)):
+        state = session(predictor, clip, "all", obj_ids=obj_ids)
+        masks.append(track(predictor, state, max_frame_num_to_track=3)[3][-1])
+    assert torch.equal(*masks)
+
+
+def test_a_batch_size_that_makes_no_sense_is_refused():
+    with pytest.raises(Exception, match="max_batch_objects must be 1 or more, or None, got 0"):
+        build("++model.max_batch_objects=0")
+
+
+# Closing
+
+
+def test_a_closed_session_frees_what_it_held_and_refuses_further_use(predictor, clip):
+    with predictor.open(list(clip.frames), keep="all") as state:
+        predictor.add_new_mask(state, 0, 1, clip.labels[0] == 1)
+        track(predictor, state, max_frame_num_to_track=2)
+        loop = predictor.propagate_in_video(state, progress=False)
+        next(loop)
+    assert not state.objects and state.features is None and not state.decisions
+    uses = (
+        lambda: next(loop),
+        lambda: predictor.add_new_mask(state, 0, 1, np.ones((HEIGHT, WIDTH))),
+        lambda: predictor.add_new_points_or_box(state, 0, 1, points=[[5, 5]], labels=[1]),
+        lambda: predictor.propagate_in_video(state),
+        lambda: predictor.remove_object(state, 1),
+        lambda: predictor.clear_all_prompts_in_frame(state, 0, 1),
+        lambda: predictor.reset_state(state),
+    )
+    for use in uses:
+        with pytest.raises(ValueError, match="this session is closed: open the video again"):
+            use()
+
+
+def test_a_session_is_closed_when_its_block_fails(predictor, clip):
+    with pytest.raises(ZeroDivisionError), predictor.open(list(clip.frames)) as state:
+        1 / 0  # noqa: B018
+    assert state.is_closed
+
+
+def test_nothing_of_a_video_outlives_its_session(predictor, clip):
+    def tensors_after_one_video():
+        with predictor.open(list(clip.frames[:4])) as state:
+            predictor.add_new_mask(state, 0, 1, clip.labels[0] == 1)
+            track(predictor, state)
+        gc.collect()
+        return sum(1 for each in gc.get_objects() if isinstance(each, torch.Tensor))
+
+    first = tensors_after_one_video()
+    assert {tensors_after_one_video() for _ in range(3)} == {first}
