@@ -1,0 +1,321 @@
+"""Track objects through videos from the command line.
+
+    python -m sam2.track clip.mp4 --box 40,30,120,200 --output out
+    python -m sam2.track clip.mp4 --box 1:0:40,30,120,200 --point 2:0:300,90 --point 2:0:310,20,0 --output out
+    python -m sam2.track frames/ --mask first.png --format png coco mp4 --output out
+    python -m sam2.track videos/ 'more/*.mp4' --prompts prompts.json --output out --resume
+    torchrun --nproc_per_node 8 -m sam2.track videos/ --prompts prompts.json --output out --resume
+
+A VIDEO is a video file, a folder of frames, a folder of these, or a pattern of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import logging
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
+
+if TYPE_CHECKING:
+    import torch
+
+    from sam2.frame_skipping import FrameDecision, SkipOptions
+    from sam2.sam2_video_predictor import SAM2VideoPredictor
+    from sam2.track_prompts import Draft, Prompt
+    from sam2.track_runs import Clip, Failure
+    from sam2.vos_records import Summary, Work
+    from sam2.vos_runs import ModelFiles
+
+FORMATS = ("png", "coco", "youtube_vis", "mp4", "npz", "json")
+
+DETAILS = """
+prompts, in pixels of the video; each option as often as needed:
+  --box [ID:[FRAME:]]x0,y0,x1,y1     --box 40,30,120,200   --box 7:40,30,120,200   --box 7:12:40,30,120,200
+  --point [ID:[FRAME:]]x,y[,LABEL]   label 1 (inside the object, as without one) or 0 (outside)
+  --mask [ID:[FRAME:]]FILE           a picture whose values are object ids, or black and white for one object
+  Without ID the prompt is of a new object, which gets the lowest id, from 1 on, that no prompt before it has; FRAME is
+  0 where it is not given, and :FRAME:... is a new object on another frame. Prompts with the same ID and FRAME belong
+  together. They count for every VIDEO; --prompts FILE.json gives each video its own:
+  {"clip": [{"id": 1, "frame": 0, "box": [10, 20, 80, 90]}, {"id": 1, "points": [[4, 5]], "labels": [0]},
+            {"frame": 12, "mask": "clip_12.png"}], "*": [prompts of the videos that are not named]}
+
+results, in --output/<video>:
+  00000.png ...      png: object ids, in DAVIS's palette; 001/00000.png ... too, where objects overlap or have other ids
+  coco.json          coco: COCO annotations, masks as compressed run-length codes
+  youtube_vis.json   youtube_vis: YouTube-VIS annotations
+  overlay.mp4        mp4: H.264, the objects drawn over the frames
+  masks.npz          npz: NumPy arrays, masks as packed bits
+  results.json       always: masks, boxes, scores and statuses; sam2.video_results.VideoResults.load reads it
+  frames.json, sequence.json, task.json   what was done with each frame, what the video took, what was asked for
+  and in --output/summary.json what all videos took
+
+stopping and resuming:
+  Every file appears at once or not at all. After a kill the same command with --resume does what is not done and comes
+  to the results of a run that was never stopped. A video that was begun goes on from the last --save-every, once all
+  objects were prompted. Results of other prompts or settings are refused. With --resume another --format is written
+  without tracking anew; without it results are replaced. A video that fails stops no other: it is reported at the end,
+  and the exit status is 1.
+
+several processes (torchrun, on one node or many that share --output):
+  The videos are shared out by length; each process tracks its own, on the GPU of its LOCAL_RANK, and talks to no
+  other. The one that finishes last reports the failures of all: torchrun stops all when one exits with a status.
+"""
+
+
+class Outcome(NamedTuple):
+    """What a run came to.
+
+    own: the failures of this process. failures: those of all that are known.
+    """
+
+    summary: Summary
+    own: Sequence[Failure]
+    failures: Sequence[Failure]
+
+    @property
+    def to_come(self) -> list[str]:
+        """Videos that other processes have not done yet."""
+        return sorted(set(self.summary.missing) - {failure.name for failure in self.failures})
+
+    @property
+    def status(self) -> int:
+        """The exit status."""
+        return int(bool(self.failures) and not self.to_come)
+
+
+class Progress:
+    """One bar over all frames of this process, with the video's name and the skip rate so far."""
+
+    def __init__(self, total: int, *, is_shown: bool) -> None:
+        from tqdm import tqdm
+
+        self.bar = tqdm(total=total, unit="frame", disable=not is_shown)
+        self.skipped = 0
+
+    def start(self, name: str) -> None:
+        self.bar.set_description(name)
+
+    def count(self, decision: FrameDecision) -> None:
+        from sam2.frame_skipping import SKIPPED
+
+        self.skipped += decision.action in SKIPPED
+        self.bar.set_postfix_str(f"skipped {self.skipped / (self.bar.n + 1):.0%}", refresh=False)
+        self.bar.update()
+
+
+def run(args: argparse.Namespace) -> Outcome:
+    """Do this process's share of the videos.
+
+    Raises:
+        FileNotFoundError, ValueError, ImportError: what makes the whole run impossible.
+    """
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    from sam2 import track_runs
+    from sam2.vos_records import RunFolder
+    from sam2.vos_runs import ModelFiles, Rank, device_name, share_out
+
+    check_formats(args.format)
+    rank = Rank.from_environment(os.environ)
+    clips = {clip.name: clip for clip in track_runs.find_clips(args.videos)}
+    track_runs.check_output(args.output, list(clips.values()))
+    prompts_of = prompt_reader(args)
+    model = ModelFiles.find(args.config, args.checkpoint)
+    device = rank.device(args.device)
+    options = skip_options(args, model)
+    settings = {**model.settings(options, args.dtype), "direction": args.direction}
+    folder = RunFolder(args.output, options, settings, device_name(device))
+    names = list(clips)
+    folder.check(names, resume=args.resume)
+    track_runs.forget_failures(folder, names)
+    lengths = {name: track_runs.declared_length(clip.path) for name, clip in clips.items()}
+    mine = share_out(lengths, rank.world_size)[rank.rank]
+    progress = Progress(sum(lengths[name] for name in mine), is_shown=rank.rank == 0)
+    predictor = functools.cache(lambda: build(args, device))  # not before there is something to track
+    work = track_runs.Work(
+        predictor, args.format, args.fps, args.resume, args.direction, args.save_every, progress.count
+    )
+
+    def folder_of(clip: Clip) -> track_runs.ClipFolder:
+        progress.start(clip.name)
+        return track_runs.ClipFolder(folder, clip, prompts_of(clip))
+
+    with progress.bar, logging_redirect_tqdm():
+        own = track_runs.do_clips([clips[name] for name in mine], folder_of, work)
+    track_runs.write_failures(folder, own)
+    return Outcome(folder.summarise(names), own, track_runs.read_failures(folder, names))
+
+
+def check_formats(formats: Sequence[str]) -> None:
+    """Raises ImportError where a format needs what is not installed: now, not when the masks are there."""
+    import importlib.util
+
+    if "mp4" in formats and importlib.util.find_spec("av") is None:
+        raise ImportError('--format mp4 needs PyAV for H.264: pip install "sam2[video]"')
+
+
+def prompt_reader(args: argparse.Namespace) -> Callable[[Clip], list[Prompt]]:
+    """Returns what knows the prompts of a video. What is wrong with those of all videos is an error at once."""
+    from sam2.track_prompts import PromptFile, resolve
+
+    if args.prompts is None:
+        prompts = resolve(args.drafts)
+        return lambda clip: prompts
+    file = PromptFile(args.prompts)
+
+    def read(clip: Clip) -> list[Prompt]:
+        drafts = file.drafts(clip.path, clip.name)
+        if not drafts:
+            raise ValueError(f"{args.prompts} has no prompts for it")
+        return resolve(drafts)
+
+    return read
+
+
+def skip_options(args: argparse.Namespace, model: ModelFiles) -> SkipOptions:
+    """What the command line says about skipping; the rest is as the predictor has it."""
+    names = ("threshold", "strategy", "lookahead", "max_consecutive_skips")
+    changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if args.warp is not None:
+        changes["warp"] = None if args.warp == "none" else args.warp
+    return dataclasses.replace(model.skipping, **changes)
+
+
+def build(args: argparse.Namespace, device: torch.device) -> SAM2VideoPredictor:
+    """Build the predictor."""
+    from sam2.build_sam import build_sam2_video_predictor
+
+    return build_sam2_video_predictor(args.config, args.checkpoint, device=device, dtype=args.dtype)
+
+
+def report(outcome: Outcome) -> None:
+    """Print the figures of each video, and what failed."""
+    for record in outcome.summary.records:
+        print(figures(record.name, record.work))
+    if len(outcome.summary.records) > 1:
+        print(figures("all", outcome.summary.work))
+    print(f"results: {outcome.summary.folder}")
+    if outcome.to_come:
+        print(f"{len(outcome.to_come)} videos to come from other processes")
+    for failure in outcome.own if outcome.to_come else outcome.failures:
+        print(f"failed: {failure.name}: {failure.reason}", file=sys.stderr)
+
+
+def figures(name: str, work: Work) -> str:
+    """One line of the report."""
+    speed = f"{work.seconds:8.1f} s {work.fps:7.2f} frames per second"
+    return f"{name:24} {work.frames:5} frames {speed} {work.skip_rate:7.1%} skipped"
+
+
+# The command line
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (--help lists the options)\n")
+
+
+def draft_type(read: Callable[[str], Draft]) -> Callable[[str], Draft]:
+    """A reader of prompts whose ValueErrors argparse shows as they are."""
+
+    def checked(text: str) -> Draft:
+        try:
+            return read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return checked
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line; what does not fit together is an error here, not later."""
+    parser = Parser(
+        prog="python -m sam2.track",
+        description=__doc__,
+        epilog=DETAILS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_prompt_options(parser)
+    add_result_options(parser)
+    add_model_options(parser)
+    args = parser.parse_args(argv)
+    if bool(args.drafts) == (args.prompts is not None):
+        parser.error("say what to track: with --box, --point and --mask, or with --prompts FILE.json for many videos")
+    if args.config is None and args.checkpoint is not None:
+        parser.error("--checkpoint needs its --config")
+    if args.config is not None and args.checkpoint is None:
+        parser.error("--config and --checkpoint belong together: give both, or neither for the embedded model")
+    if args.fps is not None and not 0 < args.fps < math.inf:
+        parser.error(f"argument --fps: must be positive, got {args.fps:g}")
+    return args
+
+
+def add_prompt_options(parser: argparse.ArgumentParser) -> None:
+    from sam2.track_prompts import parse_box, parse_mask, parse_point
+
+    parser.add_argument("videos", nargs="+", metavar="VIDEO", help="a file, a folder of frames, a folder of these")
+    prompts = parser.add_argument_group("what to track (see below)")
+    # One list for all three, so that new objects are numbered in the order they are given.
+    for flag, read, metavar in (
+        ("--box", parse_box, "BOX"),
+        ("--point", parse_point, "POINT"),
+        ("--mask", parse_mask, "MASK"),
+    ):
+        prompts.add_argument(flag, dest="drafts", action="append", type=draft_type(read), metavar=metavar, default=[])
+    prompts.add_argument("--prompts", type=Path, metavar="FILE", help="JSON, with the prompts of each video")
+    prompts.add_argument(
+        "--direction", choices=("both", "forward"), default="both",
+        help="track objects from their prompts to both ends of the video, or forward only (default: both)",
+    )  # fmt: skip
+
+
+def add_result_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("results (see below)").add_argument
+    add("--output", type=Path, required=True, metavar="DIR", help="folder for the results")
+    add("--format", nargs="+", choices=FORMATS, default=["png"], help="exports beside results.json (default: png)")
+    add("--fps", type=float, help="of an mp4 (default: the video's own, 24 for pictures)")
+    add("--resume", action="store_true", help="keep what is there, if its prompts and settings are the same")
+    add("--save-every", type=float, default=60, metavar="SECONDS", help="what a kill may cost (default: 60)")
+    add("--verbose", action="store_true", help="log skipped frames, and where failures come from")
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("model and frame skipping (defaults are the predictor's)").add_argument
+    add("--config", help='model config: "tiny", "large", a YAML file ... (default: the embedded model)')
+    add("--checkpoint", type=Path, help="weights that belong to --config")
+    add("--device", help="cuda, mps or cpu (default: the best there is)")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    add("--strategy", metavar="NAME", help="naive, mask_aware or memory_guided (default: naive)")
+    add("--threshold", type=float, metavar="T", help="0 is SAM 2 itself (default: 0.05)")
+    add("--warp", choices=("auto", "flow", "none"), help="carry masks along by optical flow, or copy them (none)")
+    add("--lookahead", type=int, metavar="FRAMES", help="answer skipped frames from both sides (memory_guided)")
+    add("--max-consecutive-skips", type=int, metavar="FRAMES", help="then process a frame (default: no limit)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, 1 where a video failed, 2 where nothing could be done."""
+    args = parse(argv)
+    if args.verbose:
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        outcome = run(args)
+    except (ImportError, OSError, ValueError, RuntimeError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command with --resume goes on", file=sys.stderr)
+        return 130
+    report(outcome)
+    return outcome.status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

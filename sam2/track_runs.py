@@ -1,0 +1,401 @@
+"""Runs of the tracking command: which videos there are, the results of each on disk, and the work itself.
+
+The results of a run are a folder (`RunFolder`), with a folder per video:
+
+    <video>/task.json        prompts and settings; what follows from others is never mixed
+    <video>/results.json     all results, for `VideoResults.load`; there when the video was tracked to its end
+    <video>/...              the exports, see `EXPORTS`
+    <video>/frames.json      what was done with each frame
+    <video>/sequence.json    what the video took; written last, so where it lies the video is finished
+    <video>/partial.json     instead of results.json, what there is of a video that was not tracked to its end
+    <video>/session.pt       what the predictor knew at some frame of it, to go on from there
+    <video>/failure.json     why a video is not finished
+    summary.json             what all videos together took
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sam2.frame_skipping import SKIPPED, FrameDecision
+from sam2.results import FrameResult
+from sam2.track_prompts import Prompt, apply
+from sam2.utils.davis import list_pictures, natural_key
+from sam2.utils.video_io import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from sam2.video_results import VideoResults
+from sam2.vos_records import RunFolder, write_text
+
+logger = logging.getLogger(__name__)
+
+EXPORTS = {
+    "png": "",  # pictures, in the video's folder itself
+    "coco": "coco.json",
+    "youtube_vis": "youtube_vis.json",
+    "mp4": "overlay.mp4",
+    "npz": "masks.npz",
+    "json": "results.json",
+}
+"""Where the exports of a video are in its folder, by format."""
+
+_UNFINISHED = ("partial.json", "session.pt")
+
+
+# Which videos
+
+
+class Clip(NamedTuple):
+    """A video, and the name of its results."""
+
+    name: str
+    path: Path
+
+
+def find_clips(arguments: Sequence[str]) -> list[Clip]:
+    """The videos that arguments name: files, folders of frames, folders of these, and patterns of them.
+
+    A video is called like its file without the ending, or like its folder; where several are called alike, the folder
+    that they are in comes before.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ValueError: no video, or videos that cannot be told apart.
+    """
+    paths: dict[Path, Path] = {}  # by absolute path: named twice is meant once
+    for argument in arguments:
+        for path in _matching(argument):
+            for found in _videos_at(path):
+                paths.setdefault(found.resolve(), found)
+    short = Counter(_stem(path) for path in paths)
+    names = {path: _stem(path) if short[_stem(path)] == 1 else f"{path.parent.name}_{_stem(path)}" for path in paths}
+    for name, count in Counter(names.values()).items():
+        if count > 1:
+            alike = [str(found) for path, found in paths.items() if names[path] == name]
+            raise ValueError(f"VIDEO: the results of {' and '.join(alike)} would both be called {name!r}")
+    return [Clip(names[path], found) for path, found in paths.items()]
+
+
+def _stem(path: Path) -> str:
+    return path.name if path.is_dir() else path.stem
+
+
+def _matching(argument: str) -> list[Path]:
+    path = Path(argument)
+    if path.exists() or not glob.has_magic(argument):
+        return [path]
+    found = sorted(map(Path, glob.glob(argument, recursive=True)), key=lambda each: (natural_key(each), str(each)))
+    if not found:
+        raise FileNotFoundError(f"VIDEO: nothing matches {argument}")
+    return found
+
+
+def _videos_at(path: Path) -> list[Path]:
+    """A video file, a folder of frames, or the videos in a folder."""
+    if not path.exists():
+        raise FileNotFoundError(f"VIDEO: no such file or folder: {path}")
+    if path.is_file():
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            raise ValueError(f"VIDEO: {path} is a single picture; name the folder of the frames")
+        if path.suffix and path.suffix.lower() not in VIDEO_SUFFIXES:
+            raise ValueError(f"VIDEO: {path} is no video file that is known ({', '.join(VIDEO_SUFFIXES)})")
+        return [path]
+    entries = sorted((each for each in path.iterdir() if not each.name.startswith(".")), key=natural_key)
+    files = [each for each in entries if each.is_file() and each.suffix.lower() in VIDEO_SUFFIXES]
+    if list_pictures(path, IMAGE_SUFFIXES):
+        if files:
+            raise ValueError(f"VIDEO: {path} holds pictures and videos, {files[0].name} for one: name what is meant")
+        return [path]
+    folders = [each for each in entries if each.is_dir() and list_pictures(each, IMAGE_SUFFIXES)]
+    if not files and not folders:
+        raise ValueError(f"VIDEO: {path} holds neither frames ({', '.join(IMAGE_SUFFIXES)}) nor videos")
+    return files + folders
+
+
+def declared_length(path: Path) -> int:
+    """How many frames a video has, without decoding it: exact for a folder, what the file says otherwise."""
+    import cv2
+
+    if path.is_dir():
+        return len(list_pictures(path, IMAGE_SUFFIXES))
+    capture = cv2.VideoCapture(str(path.resolve()))
+    length = capture.get(cv2.CAP_PROP_FRAME_COUNT) if capture.isOpened() else 0
+    capture.release()
+    return max(int(length), 1)
+
+
+def check_output(output: Path, clips: Sequence[Clip]) -> None:
+    """Raises ValueError where masks would lie among the frames."""
+    for clip in clips:
+        if clip.path.is_dir() and (output / clip.name).resolve() == clip.path.resolve():
+            raise ValueError(f"--output: {output / clip.name} holds the frames of a video; name another folder")
+
+
+# The results of one video on disk
+
+
+class ClipFolder:
+    """The results of one video: what is there, and what is still to be done.
+
+    Args:
+        run: the folder of the run.
+        clip: the video.
+        prompts: of the video.
+    """
+
+    def __init__(self, run: RunFolder, clip: Clip, prompts: Sequence[Prompt]) -> None:
+        self.run, self.clip, self.prompts = run, clip, prompts
+        self.path = run.path / clip.name
+
+    @property
+    def task(self) -> dict[str, Any]:
+        """What the results follow from."""
+        return {
+            "video": str(self.clip.path),
+            "prompts": [prompt.to_json() for prompt in self.prompts],
+            "settings": dict(self.run.settings),
+        }
+
+    def differing(self) -> list[str]:
+        """What of the task was another one when the video was begun here; all of it where it was not begun."""
+        earlier = _read_json(self.path / "task.json") or {}
+        others = [what for what, value in self.task.items() if earlier.get(what) != value]
+        is_moved = "video" in others and Path(earlier.get("video", "")).resolve() != self.clip.path.resolve()
+        return [what for what in others if what != "video" or is_moved]
+
+    def check(self) -> None:
+        """Raises ValueError where there are results of another task."""
+        if (self.path / EXPORTS["json"]).exists() and (others := self.differing()):
+            raise ValueError(
+                f"the results in {self.path} differ in {' and '.join(others)}: leave out --resume to replace them"
+            )
+
+    def clear(self) -> None:
+        """Forget what is there, but for pictures, which are replaced one by one."""
+        self.run.clear(self.clip.name)
+        names = ["task.json", *_UNFINISHED, *(name for name in EXPORTS.values() if name)]
+        leftovers = [*self.path.glob(".*.part*"), *self.path.glob(".session.pt-*")]
+        for path in [*(self.path / name for name in names), *leftovers]:
+            path.unlink(missing_ok=True)
+
+    def begin(self) -> None:
+        """Put the task on record."""
+        write_text(self.path / "task.json", json.dumps(self.task, indent=1) + "\n")
+
+    def save_session(self, predictor: Any, state: Any, results: VideoResults) -> None:
+        """Save what `load_session` goes on from. The results come first: they may be ahead of the session."""
+        results.save(self.path / "partial.json", "json")
+        predictor.save(state, self.path / "session.pt")
+
+    def load_session(self, predictor: Any) -> tuple[Any, VideoResults] | None:
+        """The session and the results up to its last frame, where a run of the same task left them; else None."""
+        session, partial = self.path / "session.pt", self.path / "partial.json"
+        if self.differing() or not (session.exists() and partial.exists()):
+            return None
+        try:
+            results = VideoResults.load(partial)
+            state = predictor.load(session, self.clip.path)
+        except ValueError as error:
+            logger.warning("%s is tracked from its first frame again: %s", self.clip.name, error)
+            return None
+        for t in set(results.stored) - set(state.decision_of):
+            del results.stored[t]
+        return state, results
+
+    def load(self) -> VideoResults | None:
+        """The results, where the video was tracked to its end."""
+        path = self.path / EXPORTS["json"]
+        return VideoResults.load(path) if path.exists() else None
+
+    def missing(self, formats: Sequence[str]) -> list[str]:
+        """The formats that are not there; all of them where the video is not finished."""
+        if self.run.record(self.clip.name) is None:
+            return list(formats)
+        return [each for each in formats if not self._has(each)]
+
+    def _has(self, format: str) -> bool:
+        if format == "png":
+            return any(self.path.glob("*.png")) or any(self.path.glob("*/*.png"))
+        return (self.path / EXPORTS[format]).exists()
+
+    def export(self, results: VideoResults, formats: Sequence[str], fps: float | None) -> list[str]:
+        """Write the results in these formats; returns what went wrong, a line per format, after trying all of them."""
+        errors = []
+        for format in formats:
+            try:
+                results.save(self.path / EXPORTS[format], format, video=self.clip.path, fps=fps)
+            except Exception as error:  # whatever one format fails by, the others are written
+                logger.info("Writing %s of %s failed", format, self.clip.name, exc_info=True)
+                errors.append(f"format {format}: {_one_line(error)}")
+        return errors
+
+    def finish(self, results: VideoResults) -> None:
+        """Put the video on record as finished."""
+        for name in _UNFINISHED:
+            (self.path / name).unlink(missing_ok=True)
+        self.run.finish(self.clip.name, results.decisions, results.about["seconds"])
+
+
+# The work
+
+OnFrame = Callable[[FrameDecision], None]
+
+
+class Work(NamedTuple):
+    """What all videos of a run share.
+
+    predictor: builds it, or returns the one that was built.
+    save_every: seconds of work that a kill may cost; a session is saved so often.
+    """
+
+    predictor: Callable[[], Any]
+    formats: Sequence[str]
+    fps: float | None
+    resume: bool
+    direction: str
+    save_every: float
+    on_frame: OnFrame
+
+
+def do_clip(folder: ClipFolder, work: Work) -> list[str]:
+    """Track a video and write its exports, or what of both is not done yet; returns what went wrong with exports.
+
+    Raises:
+        Exception: whatever a video can fail by. The results before are in `partial.json` then.
+    """
+    if work.resume:
+        folder.check()
+    else:
+        folder.clear()
+    missing = folder.missing(work.formats)
+    if not missing and (folder.path / EXPORTS["json"]).exists():
+        return []
+    results = folder.load()
+    if results is None:
+        results = track_clip(folder, work)
+        results.save(folder.path / EXPORTS["json"], "json")
+    # Not finished while exports are added: killed meanwhile, they are written again.
+    folder.run.clear(folder.clip.name)
+    errors = folder.export(results, [each for each in missing if each != "json"], work.fps)
+    if not errors:
+        folder.finish(results)
+    return errors
+
+
+def track_clip(folder: ClipFolder, work: Work) -> VideoResults:
+    """Track a video, from where an earlier run left it; what there is before an error is kept in `partial.json`."""
+    predictor = work.predictor()
+    predictor.skipping = folder.run.options
+    earlier = folder.load_session(predictor)
+    state, results = start_session(folder, predictor) if earlier is None else earlier
+    start = last_save = time.perf_counter()
+    spent = results.about.get("seconds", 0.0)
+    try:
+        if earlier is None:
+            apply(predictor, state, folder.prompts)
+        for decision in results.decisions:
+            work.on_frame(decision)
+        for result in answers(predictor, state, results, work.direction):
+            results.add(result)
+            work.on_frame(result.decision)
+            now = time.perf_counter()
+            results.about["seconds"] = spent + now - start
+            if now - last_save >= work.save_every and can_go_on(folder, result.decision):
+                folder.save_session(predictor, state, results)
+                last_save = time.perf_counter()
+    except BaseException:
+        if results.stored:
+            results.save(folder.path / "partial.json", "json")
+        raise
+    finally:
+        state.close()
+    return results
+
+
+def start_session(folder: ClipFolder, predictor: Any) -> tuple[Any, VideoResults]:
+    """A session without prompts, and no results yet."""
+    folder.clear()
+    folder.begin()
+    state = predictor.init_state(folder.clip.path)
+    paths = getattr(state.frames.source, "paths", None)
+    names = None if paths is None else [path.name for path in paths]
+    return state, VideoResults(name=folder.clip.name, frame_names=names, about=folder.task)
+
+
+def answers(predictor: Any, state: Any, results: VideoResults, direction: str) -> Iterator[FrameResult]:
+    """The results of the frames that have none yet."""
+    if not results.stored:
+        return predictor.propagate_results(state, direction=direction, progress=False)
+    following = max(results.stored) + 1
+    if not state.frames.has(following):
+        return iter(())
+    return predictor.propagate_results(state, following, progress=False)
+
+
+def can_go_on(folder: ClipFolder, decision: FrameDecision) -> bool:
+    """Whether a session that is saved after this frame leads to the same masks: where nothing but tracking forward is
+    left, and with look-ahead where no frame after it was decided on yet."""
+    first_prompts = {prompt.obj_id: prompt.frame for prompt in reversed(folder.prompts)}
+    is_settled = folder.run.options.lookahead == 0 or decision.action not in SKIPPED
+    return is_settled and decision.frame >= max(first_prompts.values())
+
+
+# What went wrong
+
+
+class Failure(NamedTuple):
+    """A video that is not finished, and why."""
+
+    name: str
+    reason: str
+
+
+def do_clips(clips: Sequence[Clip], folder_of: Callable[[Clip], ClipFolder], work: Work) -> list[Failure]:
+    """Do one video after the other; one that fails stops no other."""
+    failures = []
+    for clip in clips:
+        try:
+            errors = do_clip(folder_of(clip), work)
+        except Exception as error:  # a damaged file, a prompt that does not fit, memory: whatever one video fails by
+            logger.info("%s failed", clip.name, exc_info=True)
+            errors = [_one_line(error)]
+        failures += [Failure(clip.name, "; ".join(errors))] if errors else []
+    return failures
+
+
+def write_failures(run: RunFolder, failures: Sequence[Failure]) -> None:
+    """Put failures on record, for the process that finishes last."""
+    for name, reason in failures:
+        write_text(run.path / name / "failure.json", json.dumps({"reason": reason}) + "\n")
+
+
+def read_failures(run: RunFolder, names: Sequence[str]) -> list[Failure]:
+    """The failures of all processes."""
+    found = ((name, _read_json(run.path / name / "failure.json")) for name in names)
+    return [Failure(name, content["reason"]) for name, content in found if content is not None]
+
+
+def forget_failures(run: RunFolder, names: Sequence[str]) -> None:
+    """Forget the failures of an earlier run."""
+    for name in names:
+        (run.path / name / "failure.json").unlink(missing_ok=True)
+
+
+def _read_json(path: Path) -> Mapping[str, Any] | None:
+    """The content of a file; None where there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error}); remove it to start anew") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
