@@ -97,7 +97,7 @@ SETTINGS = [
 QUICK_SETTINGS = [
     *(Setting("naive", t) for t in (0.05, 0.10, 0.15, 0.25)),
     *(Setting("mask_aware", t) for t in (0.10, 0.20, 0.30)),
-    *(Setting("memory_guided", t) for t in (0.20, 0.40, 0.80, 1.40, 2.00)),
+    *(Setting("memory_guided", t) for t in (0.20, 0.40, 1.00, 1.60, 2.00)),
     *(Setting("memory_guided", t, LOOKAHEAD) for t in (0.40, 0.80, 1.10, 2.00)),
 ]
 

@@ -206,7 +206,10 @@ class TrackingRun:
                 track.carry(frame_idx, masks[i : i + 1], self._frame_idx)
                 track.tracked[frame_idx] = self.reverse
         if self.state.keep == "window":
-            fade([track for track in tracks if track is not None], frame_idx, self.tracker.reach)
+            # A look-ahead shows skipped frames after the key frame beyond them, which is the one to be remembered.
+            newest = min if self.reverse else max
+            position = newest(frame_idx, self._frame_idx)
+            fade([track for track in tracks if track is not None], position, self.tracker.reach)
         return masks.to(self.state.device, copy=True)  # what is yielded is the caller's to change
 
     def _answer(self, decision: FrameDecision, masks: Tensor) -> FrameAnswer:

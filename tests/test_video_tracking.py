@@ -149,6 +149,26 @@ def test_unknown_options_are_refused(predictor, clip, options):
 # Corrections that stick
 
 
+def test_looking_ahead_drops_nothing_that_the_next_frame_remembers(clip, caplog):
+    frames = np.repeat(clip.frames[:1], LENGTH, axis=0)  # nothing moves, so that key frames lie far apart
+    frames[20:] = clip.frames[8]  # and then something has
+    looks_ahead = ["skip_mad_threshold=0.3", "skip_strategy=memory_guided", "skip_lookahead=16"]
+    predictor = build(*(f"++model.{option}" for option in looks_ahead))
+
+    def run(keep):
+        state = predictor.init_state(list(frames), keep=keep)
+        predictor.add_new_mask(state, 0, 1, clip.labels[0] == 1)
+        answers = track(predictor, state)
+        return [d.frame for d in state.decisions if d.action == "processed"], answers
+
+    keys, window = run("window")
+    assert any(later - earlier > predictor.reach for earlier, later in zip([0, *keys], keys, strict=False)), keys
+    _, everything = run("all")
+    for t, masks in everything.items():
+        assert torch.equal(window[t], masks), f"frame {t}"
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+
+
 def test_a_sticky_correction_is_returned_by_propagation_and_remembered(predictor, clip):
     state = session(predictor, clip, "window", corrections="sticky")
     track(predictor, state)
@@ -257,7 +277,7 @@ def test_nothing_of_a_video_outlives_its_session(predictor, clip):
             predictor.add_new_mask(state, 0, 1, clip.labels[0] == 1)
             track(predictor, state)
         gc.collect()
-        return sum(1 for each in gc.get_objects() if isinstance(each, torch.Tensor))
+        return sum(1 for each in gc.get_objects() if issubclass(type(each), torch.Tensor))
 
     first = tensors_after_one_video()
     assert {tensors_after_one_video() for _ in range(3)} == {first}

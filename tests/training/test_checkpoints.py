@@ -39,6 +39,19 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: p
     assert [file.name for file in tmp_path.iterdir()] == ["m.pt"]
 
 
+def test_a_checkpoint_appears_at_once_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "m.pt"
+    save_file(path, {"step": 1})
+
+    def killed(source: Path, target: Path) -> None:
+        raise OSError(f"killed before {source.name} became {target.name}")
+
+    monkeypatch.setattr("training.checkpoints.os.replace", killed)
+    with pytest.raises(CheckpointError, match="killed before"):
+        save_file(path, {"step": 2})
+    assert torch.load(path, weights_only=True) == {"step": 1}
+
+
 def test_a_device_that_is_always_full_is_reported(tmp_path: Path):
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
