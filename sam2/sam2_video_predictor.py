@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -276,7 +276,10 @@ class SAM2VideoPredictor(VideoTracker):
     def _is_prompted_frame(self, state: VideoState, track: ObjectTrack, frame_idx: int) -> bool:
         """Whether a prompt on this frame makes it a prompted one: always before it was tracked, else by option."""
         sticky = state.corrections == "sticky" or self.add_all_frames_to_correct_as_cond
-        return frame_idx not in track.tracked or sticky
+        # parity: a further prompt on a prompted frame that was tracked is shown, and lost when tracking goes on. Live
+        # there is no going back to it, so there it counts.
+        refined = state.is_live and frame_idx in track.prompted
+        return frame_idx not in track.tracked or sticky or refined
 
     def _show_prompted(self, state: VideoState, obj_id: ObjectId, track: ObjectTrack, frame_idx: int) -> Answer:
         """Add the object to the session now that its prompt was answered, and show all objects on that frame."""
@@ -369,7 +372,7 @@ class SAM2VideoPredictor(VideoTracker):
         """Track objects through the video.
 
         Objects may be prompted, corrected, added and removed while the loop runs; it takes effect on the next frame,
-        and on no other object.
+        which is processed then, and on no other object but for that.
 
         Args:
             start_frame_idx: first frame; by default the earliest frame that any tracked object was prompted on.
@@ -421,12 +424,10 @@ class SAM2VideoPredictor(VideoTracker):
             start = state.check_frame("start_frame_idx", start)
         if direction == "both" and (start is not None or max_frames is not None):
             raise ValueError('direction="both" goes from the prompts to both ends: it takes no start and no limit')
-        if obj_ids is not None:
-            for obj_id in obj_ids:
-                state.track(obj_id)
-            if not obj_ids:
-                raise ValueError("obj_ids must name at least one object, or be None for all")
-        scope = Scope(None if obj_ids is None else frozenset(obj_ids), from_prompt=direction == "both")
+        wanted = None if obj_ids is None else _as_ids(obj_ids)
+        for obj_id in wanted or ():
+            state.track(obj_id)
+        scope = Scope(wanted, from_prompt=direction == "both")
         with torch.inference_mode():
             self._prepare(state, scope)
         if direction == "both":
@@ -483,6 +484,15 @@ class SAM2VideoPredictor(VideoTracker):
         from sam2.calibration import calibrate
 
         return calibrate(self, inference_state, fidelity, **options)
+
+
+def _as_ids(obj_ids: Collection[ObjectId]) -> frozenset[ObjectId]:
+    if isinstance(obj_ids, str) or not isinstance(obj_ids, Iterable):
+        raise TypeError(f"obj_ids must be a list of ids, or None for all, got {obj_ids!r}")
+    ids = frozenset(obj_ids)
+    if not ids:
+        raise ValueError("obj_ids must name at least one object, or be None for all")
+    return ids
 
 
 class SAM2VideoPredictorVOS(SAM2VideoPredictor):

@@ -37,7 +37,7 @@ SAME_PICTURE = 3.0  # grey levels of 255 that two decoders may differ by on the 
 def save_state(predictor: SAM2VideoPredictor, state: VideoState, path: StrPath) -> None:
     """Write all that a session knows, except the video itself, to a file: see `SAM2VideoPredictor.save`."""
     state.check_open()
-    if getattr(state.frames.source, "is_live", False):
+    if state.is_live:
         raise ValueError("a stream cannot be saved: its frames cannot be given again")
     content = {
         "format": FORMAT, "version": VERSION, "model": _model(predictor), "video": _video(state), "keep": state.keep,
@@ -51,10 +51,17 @@ def save_state(predictor: SAM2VideoPredictor, state: VideoState, path: StrPath) 
     try:  # all of it or nothing: an interruption leaves the file of before
         with os.fdopen(handle, "wb") as file:
             torch.save(content, file)
+        os.chmod(name, 0o666 & ~_umask())  # a temporary file is its owner's alone
         os.replace(name, target)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def load_state(predictor: SAM2VideoPredictor, path: StrPath, video: Any, **options: Any) -> VideoState:
@@ -160,7 +167,7 @@ def _track(track: ObjectTrack) -> dict[str, Any]:
         "masks": {t: mask.bool().cpu() for t, mask in track.masks.items()},
         **{name: {t: _output(out) for t, out in getattr(track, name).items()} for name in _OUTPUTS},
         "faded": _pack_faded(track.faded),
-        "carried": {t: (_on_cpu(c.logits), c.key_frame_idx) for t, c in track.carried.items()},
+        "carried": {t: (_on_cpu(c.logits), c.object_score, c.predicted_iou) for t, c in track.carried.items()},
         "faded_carried": _pack_carried(track.faded_carried),
         "tracked": dict(track.tracked),
     }
@@ -176,7 +183,7 @@ def _restore_track(state: VideoState, stored: Mapping[str, Any]) -> ObjectTrack:
         masks={t: mask.to(device).float() for t, mask in stored["masks"].items()},
         **{name: {t: _restore_output(state, out) for t, out in stored[name].items()} for name in _OUTPUTS},
         faded=_unpack_faded(stored["faded"], device),
-        carried={t: CarriedMask(masks.to(storage), key) for t, (masks, key) in stored["carried"].items()},
+        carried={t: CarriedMask(masks.to(storage), *scores) for t, (masks, *scores) in stored["carried"].items()},
         faded_carried=_unpack_carried(stored["faded_carried"]),
         tracked=dict(stored["tracked"]),
     )
@@ -237,12 +244,13 @@ def _unpack_faded(stored: Mapping[str, Any] | None, device: torch.device) -> dic
 
 def _pack_carried(carried: Mapping[int, CarriedMask]) -> dict[str, Any]:
     packed = [c.masks if isinstance(c.masks, PackedMask) else pack_masks(c.masks)[0] for c in carried.values()]
-    return {"frames": [(t, c.key_frame_idx) for t, c in carried.items()], "packed": _join_packed(packed)}
+    frames = [(t, c.object_score, c.predicted_iou) for t, c in carried.items()]
+    return {"frames": frames, "packed": _join_packed(packed)}
 
 
 def _unpack_carried(stored: Mapping[str, Any]) -> dict[int, CarriedMask]:
     rows = zip(stored["frames"], _split_packed(stored["packed"]), strict=True)
-    return {t: CarriedMask(packed, key) for (t, key), packed in rows}
+    return {t: CarriedMask(packed, score, iou) for (t, score, iou), packed in rows}
 
 
 # The gate of a run that was interrupted
@@ -254,7 +262,7 @@ def _paused(paused: PausedRun) -> dict[str, Any] | None:
         logger.warning("skip_strategy is an object of yours, which cannot be saved: go on with a key frame")
         return None
     return {
-        "last": paused.last, "reverse": paused.reverse, "options": dict(vars(paused.options)),
+        "last": paused.last, "reverse": paused.reverse, "options": _plain_options(paused.options),
         "obj_ids": [_plain_id(obj_id) for obj_id in paused.obj_ids],
         "frame_idx": memo.frame_idx, "search": [memo.search.fruitless, float(memo.search.novelty)],
         **{name: torch.from_numpy(np.array(getattr(memo, name))) for name in _ARRAYS},
@@ -262,6 +270,11 @@ def _paused(paused: PausedRun) -> dict[str, Any] | None:
 
 
 _ARRAYS = ("logits", "predicted_ious", "object_scores", "log_ratio")
+
+
+def _plain_options(options: SkipOptions) -> dict[str, Any]:
+    """The options as Python's own numbers: NumPy's would need code to be loaded again."""
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in vars(options).items()}
 
 
 def _restore_paused(stored: Mapping[str, Any]) -> PausedRun:

@@ -167,7 +167,10 @@ class VideoStream:
         """
         self.state.check_open()
         self._check_options()
-        self._frames.push(self._read(frame))
+        picture = self._read(frame)
+        if self._waiting:
+            self._commit_last()
+        self._frames.push(picture)
         waiting, self._waiting = self._waiting, []
         for prompt in waiting:
             self._apply(prompt)
@@ -211,6 +214,14 @@ class VideoStream:
             raise ValueError(f"{label} must be (H, W, 3) or (3, H, W), got {tuple(frame.shape)}")
         picture = as_rgb(frame, label)
         return (picture if self._color == "rgb" else picture[..., ::-1]).copy()
+
+    def _commit_last(self) -> None:
+        """Write prompts on the last frame to memory while that frame is there: those on the next one replace it."""
+        pending = [track for track in self.state.objects.values() if track.has_pending]
+        for track in pending:
+            self.predictor._commit_prompts(self.state, track)
+        if pending:
+            self._answers = None  # the next frame is a key frame
 
     def _apply(self, prompt: Prompt) -> None:
         if prompt.mask is not None:

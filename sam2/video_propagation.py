@@ -19,7 +19,7 @@ from sam2.modeling.sam2_base import NO_OBJ_SCORE
 from sam2.utils.change_detection import GateFrame, KeyFrame
 from sam2.utils.skip_gate import SkipGate
 from sam2.video_memory import FadedOutput
-from sam2.video_state import ObjectId, ObjectTrack, PausedRun, VideoState, fade
+from sam2.video_state import CarriedMask, ObjectId, ObjectTrack, PausedRun, VideoState, fade
 from sam2.video_tracking import VideoTracker
 
 logger = logging.getLogger(__name__)
@@ -201,9 +201,10 @@ class TrackingRun:
         """Show masks (N, h, w) that were carried to a skipped frame; returns them as (N, 1, h, w)."""
         masks = torch.tensor(logits, device=self.state.storage_device)[:, None]
         tracks = [self.state.objects.get(obj_id) for obj_id in self._tracked]
+        scores, ious = stack_numbers(self._scores()).tolist(), stack_numbers(self._ious()).tolist()
         for i, track in enumerate(tracks):
             if track is not None:  # it may have been removed since
-                track.carry(frame_idx, masks[i : i + 1], self._frame_idx)
+                track.carry(frame_idx, CarriedMask(masks[i : i + 1], scores[i], ious[i]))
                 track.tracked[frame_idx] = self.reverse
         if self.state.keep == "window":
             # A look-ahead shows skipped frames after the key frame beyond them, which is the one to be remembered.
@@ -246,12 +247,10 @@ def known_result(state: VideoState, obj_id: ObjectId, frame_idx: int, like: Tens
         nothing = like.new_full((1, 1), NO_OBJ_SCORE)
         return like.new_full((1, 1, *like.shape[-2:]), NO_OBJ_SCORE), nothing, torch.zeros_like(nothing)
     output = track.latest_output(frame_idx, prompted)
-    if output is None and (carried := track.carried.get(frame_idx) or track.faded_carried.get(frame_idx)):
-        output = track.latest_output(carried.key_frame_idx)
-    score = iou = like.new_full((1, 1), float("nan"))  # of a key frame that was tracked anew as a skipped one
     if output is not None:
-        score = output.object_score_logits.to(like.device)
-        iou = _iou(output).to(like.device)
+        return masks.to(like.device), output.object_score_logits.to(like.device), _iou(output).to(like.device)
+    carried = track.carried.get(frame_idx) or track.faded_carried[frame_idx]
+    score, iou = (like.new_full((1, 1), number) for number in (carried.object_score, carried.predicted_iou))
     return masks.to(like.device), score, iou
 
 

@@ -34,7 +34,8 @@ class CarriedMask(NamedTuple):
     """One object's masks on a skipped frame."""
 
     masks: Tensor | PackedMask  # low-res logits (1, 1, h, w)
-    key_frame_idx: int  # the frame they come from, whose scores they share
+    object_score: float  # logit, of the key frame they come from
+    predicted_iou: float  # likewise
 
     @property
     def logits(self) -> Tensor:
@@ -92,11 +93,11 @@ class ObjectTrack:
         carried = self.carried.get(frame_idx) or self.faded_carried.get(frame_idx)
         return None if carried is None else carried.logits
 
-    def carry(self, frame_idx: int, masks: Tensor, key_frame_idx: int) -> None:
-        """Take masks (1, 1, h, w) of a key frame for a skipped one: they are shown, and memory never reads them."""
+    def carry(self, frame_idx: int, carried: CarriedMask) -> None:
+        """Take masks of a key frame for a skipped one: they are shown, and memory never reads them."""
         for store in (self.propagated, self.faded, self.faded_carried):
             store.pop(frame_idx, None)
-        self.carried[frame_idx] = CarriedMask(masks, key_frame_idx)
+        self.carried[frame_idx] = carried
 
     def commit_frame(self, frame_idx: int, output: FrameOutput, prompted: bool) -> None:
         """Let memory read an output from now on."""
@@ -209,6 +210,11 @@ class VideoState(Mapping[str, Any]):
     def num_frames(self) -> int:
         """Length of the video; what a video file declares, until its end was reached."""
         return len(self.frames)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the frames are a stream's, of which only the newest is there."""
+        return getattr(self.frames.source, "is_live", False)
 
     @property
     def video_height(self) -> int:

@@ -69,6 +69,12 @@ class VideoTracker(SAM2Base):
         """
         points = prompt if isinstance(prompt, PointInputs) else None
         previous = track.latest_masks(frame_idx, prompted) if points is not None else None
+        if previous is not None and (frame_idx in track.faded or frame_idx in track.faded_carried):
+            logger.warning(
+                "the click refines frame %d, whose masks were packed: the answer is close to the one of "
+                'init_state(..., keep="all"), but not equal to it',
+                frame_idx,
+            )
         request = FrameRequest(
             frame_idx, state.num_frames,
             reverse=track.tracked.get(frame_idx, False),

@@ -214,3 +214,14 @@ def test_sessions_that_cannot_be_saved_are_refused(predictor, clip, tmp_path):
     with predictor.stream(color="rgb") as stream, pytest.raises(ValueError, match="a stream cannot be saved"):
         predictor.save(stream.state, path)
     assert not path.exists()
+
+
+def test_a_saved_session_is_readable_as_files_usually_are_and_takes_numpy_options(predictor, clip, tmp_path):
+    predictor.skipping = SkipOptions(np.float64(0.05))
+    state = prompted(predictor, clip)
+    track(predictor, state, last=2)
+    (tmp_path / "other").write_bytes(b"")
+    predictor.save(state, tmp_path / "session.pt")
+    assert (tmp_path / "session.pt").stat().st_mode == (tmp_path / "other").stat().st_mode
+    loaded = predictor.load(tmp_path / "session.pt", list(clip.frames))
+    assert loaded.obj_ids == state.obj_ids

@@ -202,3 +202,47 @@ def test_mistakes_are_one_clear_error_each(predictor, clip):
     predictor.skipping = SkipOptions(0.3, "memory_guided", lookahead=4)
     with pytest.raises(ValueError, match="skip_lookahead needs frames that are yet to come"):
         predictor.stream(color="rgb")
+
+
+def test_prompts_on_the_last_and_on_the_next_frame_both_count(predictor, clip):
+    def tracked(corrected):
+        with predictor.stream(color="rgb") as stream:
+            stream.prompt(1, mask=clip.labels[0] == 1)
+            for t in range(2):
+                stream.step(clip.frames[t])
+            if corrected:
+                stream.prompt(1, mask=clip.labels[1] == 2)
+            stream.prompt(2, mask=clip.labels[2] == 2, on="next")
+            return [stream.step(frame) for frame in clip.frames[2:5]]
+
+    as_it_was, corrected = tracked(False), tracked(True)
+    assert [result.frame for result in corrected] == [2, 3, 4]
+    assert not np.array_equal(as_it_was[0][1].mask, corrected[0][1].mask)
+    assert np.array_equal(as_it_was[2][2].mask, corrected[2][2].mask)  # the other object is none the wiser
+
+
+def test_refining_a_prompted_frame_that_was_shown_counts_from_the_next_frame_on(predictor, clip):
+    def tracked(refined):
+        with predictor.stream(color="rgb") as stream:
+            stream.prompt(1, mask=clip.labels[0] == 1)
+            stream.step(clip.frames[0])
+            if refined:
+                shown = stream.prompt(1, mask=clip.labels[0] == 2)
+                assert np.mean(shown[1].mask == (clip.labels[0] == 2)) > 0.98
+            return stream.step(clip.frames[1])[1].mask
+
+    assert not np.array_equal(tracked(False), tracked(True))
+
+
+def test_an_object_that_is_only_carried_keeps_the_scores_of_its_key_frame(predictor, clip):
+    predictor.skipping = SkipOptions(0.05)
+    with predictor.stream(color="rgb") as stream:
+        stream.prompt(1, mask=clip.labels[0] == 1)
+        stream.step(clip.frames[0])
+        key = stream.step(clip.frames[4] // 2)
+        for _ in range(20):  # the key frame's own output is forgotten meanwhile
+            last = stream.step(clip.frames[4] // 2)
+        assert (key.decision.action, last.decision.action) == ("processed", "reused")
+        shown = stream.prompt(2, points=[[64, 40]], labels=[1])
+    assert shown[1].object_score == pytest.approx(key[1].object_score)
+    assert shown[1].predicted_iou == pytest.approx(key[1].predicted_iou)

@@ -137,6 +137,13 @@ def test_bad_scopes_are_refused(predictor, state, clip, options, message):
         predictor.propagate_in_video(state, **options)
 
 
+def test_ids_may_come_from_any_iterable_but_not_alone(predictor, state, clip):
+    prompt(predictor, state, clip, (1, 0))
+    assert next(predictor.propagate_in_video(state, obj_ids=iter([1]), progress=False))[1] == [1]
+    with pytest.raises(TypeError, match="obj_ids must be a list of ids, or None for all, got 1"):
+        predictor.propagate_in_video(state, obj_ids=1)
+
+
 # Directions
 
 

@@ -169,6 +169,15 @@ def test_looking_ahead_drops_nothing_that_the_next_frame_remembers(clip, caplog)
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
 
 
+def test_refining_a_packed_frame_says_that_the_answer_is_only_close(predictor, clip, caplog):
+    state = session(predictor, clip, "window")
+    track(predictor, state)
+    predictor.add_new_points_or_box(state, LENGTH - 1, 1, points=[[5, 5]], labels=[0])
+    assert "were packed" not in caplog.text
+    predictor.add_new_points_or_box(state, 12, 1, points=[[5, 5]], labels=[0])
+    assert "the click refines frame 12, whose masks were packed" in caplog.text
+
+
 def test_a_sticky_correction_is_returned_by_propagation_and_remembered(predictor, clip):
     state = session(predictor, clip, "window", corrections="sticky")
     track(predictor, state)
