@@ -58,9 +58,9 @@ results, in --output/<video>:
 stopping and resuming:
   Every file appears at once or not at all. After a kill the same command with --resume does what is not done and comes
   to the results of a run that was never stopped. A video that was begun goes on from the last --save-every, once all
-  objects were prompted. Results of other prompts or settings are refused. With --resume another --format is written
-  without tracking anew; without it results are replaced. A video that fails stops no other: it is reported at the end,
-  and the exit status is 1.
+  objects were prompted. Results of other prompts or settings, or of a video that was changed since, are refused. With
+  --resume another --format is written without tracking anew; without it results are replaced. A video that fails stops
+  no other: it is reported at the end, and the exit status is 1.
 
 several processes (torchrun, on one node or many that share --output):
   The videos are shared out by length; each process tracks its own, on the GPU of its LOCAL_RANK, and talks to no
@@ -124,7 +124,7 @@ def run(args: argparse.Namespace) -> Outcome:
     check_formats(args.format)
     rank = Rank.from_environment(os.environ)
     clips = {clip.name: clip for clip in track_runs.find_clips(args.videos)}
-    track_runs.check_output(args.output, list(clips.values()))
+    track_runs.check_output(args.output, args.videos, list(clips.values()))
     prompts_of = prompt_reader(args)
     model = ModelFiles.find(args.config, args.checkpoint)
     device = rank.device(args.device)
@@ -133,9 +133,9 @@ def run(args: argparse.Namespace) -> Outcome:
     folder = RunFolder(args.output, options, settings, device_name(device))
     names = list(clips)
     folder.check(names, resume=args.resume)
-    track_runs.forget_failures(folder, names)
     lengths = {name: track_runs.declared_length(clip.path) for name, clip in clips.items()}
     mine = share_out(lengths, rank.world_size)[rank.rank]
+    track_runs.forget_failures(folder, mine)
     progress = Progress(sum(lengths[name] for name in mine), is_shown=rank.rank == 0)
     predictor = functools.cache(lambda: build(args, device))  # not before there is something to track
     work = track_runs.Work(
@@ -273,7 +273,9 @@ def add_prompt_options(parser: argparse.ArgumentParser) -> None:
     prompts.add_argument("--prompts", type=Path, metavar="FILE", help="JSON, with the prompts of each video")
     prompts.add_argument(
         "--direction", choices=("both", "forward"), default="both",
-        help="track objects from their prompts to both ends of the video, or forward only (default: both)",
+        help="both (default): each object from its first prompt to both ends of the video; its masks before that "
+        "prompt are kept packed meanwhile, which makes them close to what was tracked, not equal to the bit. "
+        "forward: all objects from the first prompt of any on, also before prompts of their own",
     )  # fmt: skip
 
 

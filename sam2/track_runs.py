@@ -2,7 +2,7 @@
 
 The results of a run are a folder (`RunFolder`), with a folder per video:
 
-    <video>/task.json        prompts and settings; what follows from others is never mixed
+    <video>/task.json        video, prompts and settings; what follows from others is never mixed
     <video>/results.json     all results, for `VideoResults.load`; there when the video was tracked to its end
     <video>/...              the exports, see `EXPORTS`
     <video>/frames.json      what was done with each frame
@@ -15,14 +15,19 @@ The results of a run are a folder (`RunFolder`), with a folder per video:
 
 from __future__ import annotations
 
+import functools
 import glob
+import hashlib
 import json
 import logging
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from PIL import Image
 
 from sam2.frame_skipping import SKIPPED, FrameDecision
 from sam2.results import FrameResult
@@ -45,6 +50,8 @@ EXPORTS = {
 """Where the exports of a video are in its folder, by format."""
 
 _UNFINISHED = ("partial.json", "session.pt")
+
+_OBJECT_FOLDER = re.compile(r"\d{3,}(_.*)?")  # of the masks of one object, as the format "png" names them
 
 
 # Which videos
@@ -129,11 +136,32 @@ def declared_length(path: Path) -> int:
     return max(int(length), 1)
 
 
-def check_output(output: Path, clips: Sequence[Clip]) -> None:
-    """Raises ValueError where masks would lie among the frames."""
+def check_output(output: Path, arguments: Sequence[str], clips: Sequence[Clip]) -> None:
+    """See that results stay apart from the videos.
+
+    Args:
+        output: the folder of the run.
+        arguments: as given to `find_clips`.
+        clips: what it found.
+
+    Raises:
+        ValueError: masks would lie among frames, or where the next run looks for videos.
+    """
+    for path in (path for argument in arguments for path in _matching(argument)):
+        if path.is_dir() and path.resolve() == output.resolve():
+            raise ValueError(
+                f"--output: {output} is a VIDEO too, results in it would be taken for videos; name another folder"
+            )
     for clip in clips:
         if clip.path.is_dir() and (output / clip.name).resolve() == clip.path.resolve():
             raise ValueError(f"--output: {output / clip.name} holds the frames of a video; name another folder")
+
+
+def files_sha256(path: Path) -> str:
+    """A digest of the names, sizes and times of a video's files, which changes with them: nothing is read."""
+    files = list_pictures(path, IMAGE_SUFFIXES) if path.is_dir() else [path]
+    found = [(file.name, file.stat()) for file in files]
+    return hashlib.sha256(json.dumps([(name, s.st_size, s.st_mtime_ns) for name, s in found]).encode()).hexdigest()
 
 
 # The results of one video on disk
@@ -152,11 +180,12 @@ class ClipFolder:
         self.run, self.clip, self.prompts = run, clip, prompts
         self.path = run.path / clip.name
 
-    @property
+    @functools.cached_property
     def task(self) -> dict[str, Any]:
-        """What the results follow from."""
+        """What the results follow from; the video as it was when this was first asked for."""
         return {
             "video": str(self.clip.path),
+            "files": files_sha256(self.clip.path),
             "prompts": [prompt.to_json() for prompt in self.prompts],
             "settings": dict(self.run.settings),
         }
@@ -170,18 +199,38 @@ class ClipFolder:
 
     def check(self) -> None:
         """Raises ValueError where there are results of another task."""
-        if (self.path / EXPORTS["json"]).exists() and (others := self.differing()):
+        if self.is_tracked and (others := self.differing()):
+            named = ["the video's files, which were changed since" if what == "files" else what for what in others]
             raise ValueError(
-                f"the results in {self.path} differ in {' and '.join(others)}: leave out --resume to replace them"
+                f"the results in {self.path} differ in {' and '.join(named)}: leave out --resume to replace them"
             )
 
+    @property
+    def is_tracked(self) -> bool:
+        """Whether the video was tracked to its end."""
+        return (self.path / EXPORTS["json"]).exists()
+
     def clear(self) -> None:
-        """Forget what is there, but for pictures, which are replaced one by one."""
+        """Forget what a run left here."""
         self.run.clear(self.clip.name)
-        names = ["task.json", *_UNFINISHED, *(name for name in EXPORTS.values() if name)]
+        if (self.path / "task.json").exists():
+            self._clear_pictures()
+        names = [*_UNFINISHED, *(name for name in EXPORTS.values() if name)]
         leftovers = [*self.path.glob(".*.part*"), *self.path.glob(".session.pt-*")]
         for path in [*(self.path / name for name in names), *leftovers]:
             path.unlink(missing_ok=True)
+        (self.path / "task.json").unlink(missing_ok=True)  # last: pictures are known by it for those of a run
+
+    def _clear_pictures(self) -> None:
+        """Remove label maps and the masks of single objects; any other picture or file stays."""
+        folders = [each for each in self.path.iterdir() if _OBJECT_FOLDER.fullmatch(each.name)]
+        folders = [each for each in folders if each.is_dir() and not each.is_symlink()]
+        for folder in [self.path, *folders]:
+            for path in [*filter(_is_label_map, folder.glob("*.png")), *folder.glob(".*.part*")]:
+                path.unlink(missing_ok=True)
+        for folder in folders:
+            if not any(folder.iterdir()):
+                folder.rmdir()
 
     def begin(self) -> None:
         """Put the task on record."""
@@ -209,12 +258,11 @@ class ClipFolder:
 
     def load(self) -> VideoResults | None:
         """The results, where the video was tracked to its end."""
-        path = self.path / EXPORTS["json"]
-        return VideoResults.load(path) if path.exists() else None
+        return VideoResults.load(self.path / EXPORTS["json"]) if self.is_tracked else None
 
     def missing(self, formats: Sequence[str]) -> list[str]:
         """The formats that are not there; all of them where the video is not finished."""
-        if self.run.record(self.clip.name) is None:
+        if not self.is_tracked or self.run.record(self.clip.name) is None:
             return list(formats)
         return [each for each in formats if not self._has(each)]
 
@@ -239,6 +287,15 @@ class ClipFolder:
         for name in _UNFINISHED:
             (self.path / name).unlink(missing_ok=True)
         self.run.finish(self.clip.name, results.decisions, results.about["seconds"])
+
+
+def _is_label_map(path: Path) -> bool:
+    """Whether a picture has a palette, as all have that are exported: frames that a user put there have none."""
+    try:
+        with Image.open(path) as image:
+            return image.mode == "P"
+    except OSError:
+        return False
 
 
 # The work
@@ -273,7 +330,7 @@ def do_clip(folder: ClipFolder, work: Work) -> list[str]:
     else:
         folder.clear()
     missing = folder.missing(work.formats)
-    if not missing and (folder.path / EXPORTS["json"]).exists():
+    if not missing:
         return []
     results = folder.load()
     if results is None:
@@ -381,7 +438,7 @@ def read_failures(run: RunFolder, names: Sequence[str]) -> list[Failure]:
 
 
 def forget_failures(run: RunFolder, names: Sequence[str]) -> None:
-    """Forget the failures of an earlier run."""
+    """Forget the failures of an earlier run. A process does so for its own videos: others may have failed already."""
     for name in names:
         (run.path / name / "failure.json").unlink(missing_ok=True)
 

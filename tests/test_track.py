@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sam2 import build_sam, exports, track, track_runs
+from sam2 import build_sam, exports, track
 from sam2.frame_skipping import SKIPPED, SkipOptions
 from sam2.utils.davis import merge_masks, read_label_map, write_label_map
 from sam2.utils.drawn_clips import draw_clip
@@ -270,6 +270,39 @@ def test_without_resume_everything_is_tracked_again(videos, built, tmp_path):
     assert len(built) == 2 and read_json(tmp_path, "summary.json")["settings"]["threshold"] == 0.2
 
 
+def test_masks_of_an_earlier_run_do_not_stay_beside_new_ones(videos, built, tmp_path):
+    prompts = videos / "overlapping.json"
+    prompts.write_text(json.dumps({"two": [{"id": 1, "box": [20, 20, 90, 90]}, {"id": 300, "box": [20, 20, 60, 60]}]}))
+    assert run(videos, tmp_path, "--prompts", str(prompts), names=["two"]) == 0
+    assert {name for name in files_of(tmp_path / "two") if name.endswith(".png")} == {
+        f"{folder}/{t:05d}.png" for folder in ("001", "300") for t in range(3)
+    }
+    assert run(videos, tmp_path, names=["two"]) == 0
+    pictures = [name for name in files_of(tmp_path / "two") if name.endswith(".png")]
+    assert pictures == [f"{t:05d}.png" for t in range(3)] and not (tmp_path / "two" / "300").exists()
+
+
+def test_a_finished_video_whose_results_were_removed_is_exported_anew(videos, built, tmp_path):
+    formats = ["--format", "png", "coco", "npz"]
+    assert run(videos, tmp_path, *formats, names=["two"]) == 0
+    before = files_of(tmp_path)
+    (tmp_path / "two" / "results.json").unlink()
+    assert run(videos, tmp_path, *formats, "--resume", names=["two"]) == 0
+    assert files_of(tmp_path) == before and len(built) == 2
+
+
+def test_resuming_after_the_video_was_changed_is_refused(videos, built, tmp_path, capsys):
+    assert run(videos, tmp_path, names=["two"]) == 0
+    frame = videos / "two" / "00001.jpg"
+    times = frame.stat()
+    os.utime(frame, ns=(times.st_atime_ns, times.st_mtime_ns + 1000))
+    assert run(videos, tmp_path, "--resume", names=["two"]) == 1
+    message = "two differ in the video's files, which were changed since: leave out --resume to replace them"
+    assert message in capsys.readouterr().err and len(built) == 1
+    os.utime(frame, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert run(videos, tmp_path, "--resume", names=["two"]) == 0
+
+
 def test_resuming_with_other_settings_prompts_or_videos_is_refused(videos, built, tmp_path, capsys):
     run(videos, tmp_path, names=["two"])
     assert run(videos, tmp_path, "--threshold", "0.2", "--resume", names=["two"]) == 2
@@ -382,8 +415,6 @@ def test_of_several_processes_only_the_last_one_exits_with_a_status(videos, buil
     first = capsys.readouterr()
     assert "failed: one:" in first.err and "1 videos to come from other processes" in first.out
     monkeypatch.setenv("RANK", "1")
-    # The second process starts while the first one works, not after it.
-    monkeypatch.setattr(track_runs, "forget_failures", lambda *_: None)
     assert run(videos, tmp_path, "--prompts", str(path)) == 1
     assert "failed: one:" in capsys.readouterr().err
 

@@ -1,13 +1,17 @@
 """Which videos a run is about, and what it leaves of each."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from sam2.track_runs import Clip, check_output, declared_length, find_clips
+from sam2.frame_skipping import SkipOptions
+from sam2.track_runs import Clip, ClipFolder, check_output, declared_length, files_sha256, find_clips
+from sam2.utils.davis import write_label_map
 from sam2.utils.video_io import VideoWriter
+from sam2.vos_records import RunFolder
 
 
 @pytest.fixture
@@ -77,5 +81,41 @@ def test_the_length_is_known_without_decoding(videos):
 
 def test_masks_may_not_lie_among_the_frames(videos):
     with pytest.raises(ValueError, match="--output: clips/frames holds the frames of a video; name another folder"):
-        check_output(Path("clips"), [Clip("frames", Path("clips/frames"))])
-    check_output(Path("clips"), [Clip("a", Path("clips/a.mp4"))])
+        check_output(Path("clips"), ["clips/frames"], [Clip("frames", Path("clips/frames"))])
+    check_output(Path("clips"), ["clips/a.mp4"], [Clip("a", Path("clips/a.mp4"))])
+
+
+@pytest.mark.parametrize("argument", ["clips", "cl*s", "other/../clips"])
+def test_results_may_not_lie_where_videos_are_searched(videos, argument):
+    with pytest.raises(ValueError, match="--output: clips is a VIDEO too, results in it would be taken for videos"):
+        check_output(Path("clips"), [argument], find_clips([argument]))
+    check_output(Path("clips/out"), [argument], find_clips([argument]))
+
+
+def test_the_digest_of_a_video_changes_with_its_files(videos):
+    frame, video = Path("clips/frames/1.jpg"), Path("clips/a.mp4")
+    before = [files_sha256(path) for path in (frame.parent, video)]
+    assert before == [files_sha256(path) for path in (frame.parent.absolute(), video.absolute())]
+    os.utime(frame, (0, 0))
+    video.write_bytes(b"1")
+    assert not set(before) & {files_sha256(path) for path in (frame.parent, video)}
+    Path("clips/frames/2.jpg").unlink()
+    assert len({*before, files_sha256(frame.parent)}) == 3
+
+
+def test_clearing_removes_what_a_run_left_and_nothing_else(videos):
+    run = RunFolder(Path("out"), SkipOptions(), {}, "cpu")
+    folder = ClipFolder(run, Clip("a", Path("clips/a.mp4")), [])
+    for name in ("0.png", "001/0.png", "1000_cat/0.png", "002/0.png"):
+        write_label_map(folder.path / name, np.ones((4, 6), int))
+    kept = ["002/notes.txt", "frame.png", "masks/0.png"]
+    (folder.path / kept[0]).touch()
+    Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(folder.path / kept[1])
+    write_label_map(folder.path / kept[2], np.ones((4, 6), int))
+    folder.clear()
+    assert len([path for path in folder.path.rglob("*") if path.is_file()]) == 7  # no run began here
+    folder.begin()
+    folder.clear()
+    assert sorted(path.relative_to(folder.path).as_posix() for path in folder.path.rglob("*")) == [
+        "002", kept[0], kept[1], "masks", kept[2],
+    ]  # fmt: skip
