@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import logging
 import operator
+import os
 import threading
 import weakref
 from collections import OrderedDict
@@ -33,6 +34,12 @@ class PreparedFrame(NamedTuple):
     frame: np.ndarray  # (H, W, 3) uint8 RGB, as the source gave it
     pixels: np.ndarray  # (S, S, 3) uint8 RGB
     extra: Any  # what `FrameLoader.also` made of it
+
+
+def _takes_every_core(device: torch.device | str) -> bool:
+    """Whether the network leaves no core to a reading thread, which would cost more than it gains: torch's threads
+    wait for the slowest of them."""
+    return torch.device(device).type == "cpu" and torch.get_num_threads() >= (os.cpu_count() or 1)
 
 
 class FrameLoader:
@@ -70,7 +77,7 @@ class FrameLoader:
             offload_video_to_cpu: leave the tensors on the CPU.
             cache_size: prepared frames kept, each 3 (H W + S S) bytes; None for some more than are read ahead.
             read_ahead: frames prepared in advance, below `cache_size`; 0 starts no thread. None for 8, or as many as
-                64 MB hold, but at least 2.
+                64 MB hold, but at least 2; and for 0 where the network itself takes every core.
             threads: how many prepare frames at once. One keeps up with about 50 frames per second at S = 1024;
                 more (with a longer `read_ahead`) help a network that is faster than that.
             mean, std: per channel, in units of the pixel range.
@@ -94,7 +101,9 @@ class FrameLoader:
         self._mean = _per_channel(mean, self.device)
         self._std = _per_channel(std, self.device)
         self._range = torch.full((1, 1, 1), 255.0, device=self.device)
-        if read_ahead is None:
+        if read_ahead is None and _takes_every_core(device):
+            read_ahead = 0
+        elif read_ahead is None:
             read_ahead = min(max(READ_AHEAD_BYTES // (3 * (self.height * self.width + image_size**2)), 2), 8)
         if cache_size is None:
             cache_size = read_ahead + 4

@@ -199,6 +199,19 @@ def test_frames_are_read_once_and_in_order_by_several_threads() -> None:
     assert source.reads == list(range(60))
 
 
+@pytest.mark.parametrize(("network_threads", "reading_threads"), [(4, 0), (3, 1)])
+def test_by_default_frames_are_read_ahead_if_the_network_leaves_a_core(
+    monkeypatch: pytest.MonkeyPatch, network_threads: int, reading_threads: int
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: network_threads)
+    before = threading.active_count()
+    with FrameLoader(torch.from_numpy(np.stack(drawn_clip(4))), 16) as loader:
+        loader.frame(0)
+        loader.frame(1)
+        assert threading.active_count() - before == reading_threads
+
+
 def test_without_read_ahead_there_is_no_thread_and_no_frame_too_many() -> None:
     source = WatchedSource(9)
     before = threading.active_count()
