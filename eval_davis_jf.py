@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sam2.utils.davis import DavisRoot
+from sam2.utils.files import write_text
 from sam2.utils.vos_metrics import Evaluation, Scores, SequenceScores, evaluate, overall_scores
 
 FIGURES = ("J&F", "J mean", "J recall", "J decay", "F mean", "F recall", "F decay")
@@ -182,11 +183,6 @@ def write_csv(path: Path, result: Evaluation) -> None:
         for name, sequences in tables:
             for sequence, obj_id, scores in rows(sequences):
                 writer.writerow([name, sequence, obj_id, *figures(scores)])
-
-
-def write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
 
 
 def rows(sequences: Sequence[SequenceScores]) -> Iterator[tuple[str, str, Scores]]:

@@ -235,7 +235,7 @@ def demo(args: argparse.Namespace) -> None:
 
     from sam2.frame_skipping import SkipOptions
     from sam2.utils.drawn_clips import write_davis_layout
-    from sam2.vos_records import write_text
+    from sam2.utils.files import write_text
     from sam2.vos_runs import Rank
 
     if Rank.from_environment(os.environ).world_size > 1:

@@ -5,12 +5,10 @@ T frames with results, N objects, H, W rows and columns of the video. Every file
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import os
 import re
-import secrets
 import zipfile
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from pathlib import Path
@@ -21,11 +19,11 @@ import numpy as np
 from sam2 import __version__
 from sam2.results import fits_label_map, whole_number
 from sam2.utils.davis import write_label_map
+from sam2.utils.files import replacing, write_text
 from sam2.utils.labelled_frames import DrawnObject, draw_objects
 from sam2.utils.rle import decode_mask
 from sam2.utils.video_io import FrameSource, PaletteMaskWriter, StrPath, Video, VideoWriter, open_source
 from sam2.video_results import StoredObject, VideoResults, plain_id
-from sam2.vos_records import write_text
 
 DEFAULT_FPS = 24.0  # of a video made of pictures, as DAVIS has them
 
@@ -60,18 +58,6 @@ def object_numbers(results: VideoResults) -> dict[Hashable, int]:
     known = {obj_id: whole_number(obj_id) for obj_id in results.obj_ids}
     free = itertools.count(max((n for n in known.values() if n is not None), default=0) + 1)
     return {obj_id: next(free) if n is None or n < 0 else n for obj_id, n in known.items()}
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A name to write to, which takes the place of `path` when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.part{path.suffix}")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 # Pictures
@@ -208,7 +194,7 @@ def _write_mp4(task: _Task) -> None:
     numbers = object_numbers(task.results)
     source = open_source(task.video)
     try:
-        with _replacing(task.path) as partial, VideoWriter(partial, task.fps or frame_rate(task.video)) as writer:
+        with replacing(task.path) as partial, VideoWriter(partial, task.fps or frame_rate(task.video)) as writer:
             for t in _frame_indices(source):
                 writer.write(_labelled_frame(task.results, numbers, t, source.read(t)))
     finally:
@@ -274,7 +260,7 @@ def _write_npz(task: _Task) -> None:
         "predicted_ious": ious,
         "statuses": statuses,
     }
-    with _replacing(task.path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+    with replacing(task.path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w") as file:
                 np.lib.format.write_array(file, array, allow_pickle=False)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import pickle
-import tempfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +17,7 @@ from torch import Tensor
 from sam2.frame_skipping import FrameDecision, SkipOptions
 from sam2.modeling.outputs import FrameOutput, PointInputs
 from sam2.utils.change_detection import Search
+from sam2.utils.files import replacing
 from sam2.utils.skip_gate import GateMemo
 from sam2.utils.video_io import StrPath
 from sam2.video_memory import FadedOutput, PackedMask, pack_masks
@@ -46,22 +45,8 @@ def save_state(predictor: SAM2VideoPredictor, state: VideoState, path: StrPath) 
         "objects": [(_plain_id(obj_id), _track(track)) for obj_id, track in state.objects.items()],
         "paused": None if state.paused is None else _paused(state.paused),
     }  # fmt: skip
-    target = Path(path)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")
-    try:  # all of it or nothing: an interruption leaves the file of before
-        with os.fdopen(handle, "wb") as file:
-            torch.save(content, file)
-        os.chmod(name, 0o666 & ~_umask())  # a temporary file is its owner's alone
-        os.replace(name, target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    with replacing(Path(path)) as partial:
+        torch.save(content, partial)
 
 
 def load_state(predictor: SAM2VideoPredictor, path: StrPath, video: Any, **options: Any) -> VideoState:

@@ -33,9 +33,10 @@ from sam2.frame_skipping import SKIPPED, FrameDecision
 from sam2.results import FrameResult
 from sam2.track_prompts import Prompt, apply
 from sam2.utils.davis import list_pictures, natural_key
+from sam2.utils.files import write_text
 from sam2.utils.video_io import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from sam2.video_results import VideoResults
-from sam2.vos_records import RunFolder, write_text
+from sam2.vos_records import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -216,7 +217,7 @@ class ClipFolder:
         if (self.path / "task.json").exists():
             self._clear_pictures()
         names = [*_UNFINISHED, *(name for name in EXPORTS.values() if name)]
-        leftovers = [*self.path.glob(".*.part*"), *self.path.glob(".session.pt-*")]
+        leftovers = self.path.glob(".*.part*")
         for path in [*(self.path / name for name in names), *leftovers]:
             path.unlink(missing_ok=True)
         (self.path / "task.json").unlink(missing_ok=True)  # last: pictures are known by it for those of a run
@@ -268,7 +269,7 @@ class ClipFolder:
 
     def _has(self, format: str) -> bool:
         if format == "png":
-            return any(self.path.glob("*.png")) or any(self.path.glob("*/*.png"))
+            return any(self.path.glob("[!.]*.png")) or any(self.path.glob("*/[!.]*.png"))
         return (self.path / EXPORTS[format]).exists()
 
     def export(self, results: VideoResults, formats: Sequence[str], fps: float | None) -> list[str]:

@@ -17,7 +17,6 @@ import json
 import logging
 import os
 import platform
-import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +26,7 @@ import torch
 
 from sam2 import __version__
 from sam2.frame_skipping import SKIPPED, FrameDecision, SkipOptions
+from sam2.utils.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -171,7 +171,7 @@ class RunFolder:
         """Forget that a sequence was finished, and what a killed process left unfinished of its files."""
         (self.path / "summary.json").unlink(missing_ok=True)
         (self.path / name / "sequence.json").unlink(missing_ok=True)
-        for leftover in (self.path / name).glob(".*.part"):
+        for leftover in (self.path / name).glob(".*.part*"):
             leftover.unlink(missing_ok=True)
 
     def finish(self, name: str, decisions: Sequence[FrameDecision], seconds: float, inputs: str = "") -> None:
@@ -226,17 +226,6 @@ class RunFolder:
 
     def _is_ours(self, record: SequenceRecord) -> bool:
         return record.settings == self.settings and record.is_plan == self.is_plan
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file at once or not at all; missing folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def versions() -> dict[str, str]:

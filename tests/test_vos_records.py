@@ -7,7 +7,8 @@ import pytest
 
 from sam2 import vos_records
 from sam2.frame_skipping import FrameDecision, SkipOptions
-from sam2.vos_records import RunFolder, Work, write_text
+from sam2.utils.files import write_text
+from sam2.vos_records import RunFolder, Work
 
 DECISIONS = [
     FrameDecision(0, "prompted", 0.0, "prompt", 0.5),
@@ -147,15 +148,3 @@ def test_a_damaged_record_is_refused_by_its_path(tmp_path, text):
     write_text(tmp_path / "a" / "sequence.json", text)
     with pytest.raises(ValueError, match=r"a/sequence.json: not the record of a sequence"):
         folder(tmp_path).record("a")
-
-
-def test_a_text_is_written_at_once_or_not_at_all(tmp_path, monkeypatch):
-    write_text(tmp_path / "new" / "a.json", "old")
-
-    def fail(*_):
-        raise OSError("killed")
-
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="killed"):
-        write_text(tmp_path / "new" / "a.json", "new")
-    assert (tmp_path / "new" / "a.json").read_text() == "old" and os.listdir(tmp_path / "new") == ["a.json"]

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sam2.utils.files import replacing
 from training.optimisation import AveragedWeights
 from training.recipe import Recipe
 
@@ -32,19 +33,15 @@ class Resumed(NamedTuple):
 
 def save_file(path: Path, content: Any) -> None:
     """Write with torch.save, at once or not at all. Raises CheckpointError when the disk is full or not writable."""
-    partial = path.with_name(f".{path.name}.part")
     try:
-        with open(partial, "wb") as file:
+        with replacing(path) as partial, open(partial, "wb") as file:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
         kept = f"the one written before is untouched: {path}" if path.exists() else "there is none yet"
         free = shutil.disk_usage(path.parent).free / 2**20
         raise CheckpointError(f"could not write {path}, {free:.0f} MB are free ({error}); {kept}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def save_weights(path: Path, weights: Mapping[str, Tensor], *, half: bool = False) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from sam2.utils.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -37,13 +38,11 @@ class CsvLog:
             csv.DictWriter(file, self.header).writerow(row)
 
     def _rewrite(self, rows: Sequence[Mapping[str, str]]) -> None:
-        partial = self.path.with_name(f".{self.path.name}.part")
-        with partial.open("w", newline="") as file:
+        with replacing(self.path) as partial, partial.open("w", newline="") as file:
             if self.header:
                 writer = csv.DictWriter(file, self.header)
                 writer.writeheader()
                 writer.writerows(rows)
-        os.replace(partial, self.path)
 
 
 class RunLog:

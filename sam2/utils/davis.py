@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from sam2.utils.files import replacing
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -90,14 +92,8 @@ def write_label_map(path: str | os.PathLike[str], labels: np.ndarray) -> None:
     image = Image.fromarray(np.ascontiguousarray(labels, dtype=np.uint8))
     image.putpalette(DAVIS_PALETTE)
 
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
+    with replacing(Path(path)) as partial:
         image.save(partial, format="PNG", compress_level=3)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def merge_masks(obj_ids: Sequence[int], masks: np.ndarray | Tensor) -> np.ndarray:

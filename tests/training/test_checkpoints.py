@@ -46,16 +46,17 @@ def test_a_checkpoint_appears_at_once_or_not_at_all(tmp_path: Path, monkeypatch:
     def killed(source: Path, target: Path) -> None:
         raise OSError(f"killed before {source.name} became {target.name}")
 
-    monkeypatch.setattr("training.checkpoints.os.replace", killed)
+    monkeypatch.setattr("sam2.utils.files.os.replace", killed)
     with pytest.raises(CheckpointError, match="killed before"):
         save_file(path, {"step": 2})
     assert torch.load(path, weights_only=True) == {"step": 1}
 
 
-def test_a_device_that_is_always_full_is_reported(tmp_path: Path):
+def test_a_device_that_is_always_full_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
-    (tmp_path / ".m.pt.part").symlink_to("/dev/full")
+    monkeypatch.setattr("sam2.utils.files.secrets.token_hex", lambda _: "0")
+    (tmp_path / ".m.0.part.pt").symlink_to("/dev/full")
     with pytest.raises(CheckpointError, match="there is none yet"):
         save_file(tmp_path / "m.pt", {"weights": torch.zeros(10_000)})
 
