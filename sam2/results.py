@@ -156,7 +156,7 @@ def frame_result(
         object_score_logits: N numbers of any shape, above 0 where the object is in the frame; on a skipped frame those
             of its key frame.
         predicted_ious: N numbers of any shape.
-        prompted_ids: the objects that were prompted on this frame, where the decision is "prompted"; None for all.
+        prompted_ids: the objects that were prompted on this frame; None for all where the decision is "prompted".
 
     Raises:
         ValueError: not one mask, score and predicted IoU per object.
@@ -172,11 +172,13 @@ def frame_result(
             raise ValueError(f"{name} must be {n} numbers, one per object, got shape {tuple(numbers.shape)}")
         scores.append(numbers.reshape(n))
     measured = _measure(mask_logits[:, 0], torch.stack(scores, dim=1))
-    skipped_as = _STATUS[decision.action]
+    of_frame = _STATUS[decision.action]
     objects = []
     for i, obj_id in enumerate(obj_ids):
-        status = skipped_as
-        if status == "prompted" and prompted_ids is not None and obj_id not in prompted_ids:
+        status = of_frame
+        if prompted_ids is not None and obj_id in prompted_ids:
+            status = "prompted"
+        elif prompted_ids is not None and of_frame == "prompted":
             status = "tracked"
         x0, y0, x1, y1, area = measured.extents[i].tolist()
         logit, iou = measured.scores[i].tolist()

@@ -270,5 +270,5 @@ class VideoStream:
         like = torch.empty(1, 1, side, side, device=state.device)
         found = [known_result(state, obj_id, t, like) for obj_id in state.objects]
         masks, scores, ious = ([*column] for column in zip(*found, strict=True))
-        answer = FrameAnswer(known._replace(action="prompted"), state.obj_ids, torch.cat(masks), scores, ious, prompted)
+        answer = FrameAnswer(known, state.obj_ids, torch.cat(masks), scores, ious, prompted)
         return self.predictor._result(state, answer)

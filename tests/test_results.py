@@ -61,6 +61,14 @@ def test_on_a_prompted_frame_the_objects_without_a_prompt_are_tracked():
     ]
 
 
+def test_an_object_that_is_prompted_on_a_skipped_frame_says_so_and_the_others_stay_skipped():
+    both = torch.cat([ONE, ONE])
+    assert [each.status for each in result_of(both, "reused", [4, 5], prompted_ids={5}).objects] == [
+        "reused",
+        "prompted",
+    ]
+
+
 @pytest.mark.parametrize("action", ["prompted", "processed", "reused", "warped"])
 def test_an_object_that_is_not_to_be_seen_is_occluded_whatever_was_done_with_the_frame(action):
     hidden, empty, seen = result_of(torch.cat([ONE, -ONE.abs(), ONE]), action, scores=[-0.1, 3.0, 0.1]).objects

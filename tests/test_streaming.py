@@ -244,5 +244,6 @@ def test_an_object_that_is_only_carried_keeps_the_scores_of_its_key_frame(predic
             last = stream.step(clip.frames[4] // 2)
         assert (key.decision.action, last.decision.action) == ("processed", "reused")
         shown = stream.prompt(2, points=[[64, 40]], labels=[1])
+    assert shown[1].status == "reused" and shown[2].status in ("prompted", "occluded")
     assert shown[1].object_score == pytest.approx(key[1].object_score)
     assert shown[1].predicted_iou == pytest.approx(key[1].predicted_iou)
