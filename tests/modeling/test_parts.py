@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from sam2.modeling.backbones.hieradet import Hiera
 from sam2.modeling.backbones.utils import window_partition, window_unpartition
 from sam2.modeling.position_encoding import PositionEmbeddingSine, apply_rotary_enc, compute_axial_cis
 from sam2.modeling.sam2_utils import (
@@ -116,3 +117,18 @@ def test_box_prompts_are_the_corners_of_the_mask_with_bounded_noise():
     for _ in range(20):
         noisy, _ = sample_box_points(truth, noise=0.1)
         assert (noisy - exact).abs().max() <= 1.0
+
+
+@torch.no_grad()
+def test_the_trunk_keeps_its_position_map_only_while_it_is_right():
+    trunk = Hiera(embed_dim=8, num_heads=1, stages=(1, 1, 1, 1), global_att_blocks=())
+    first = trunk._get_pos_embed((16, 16))
+    assert trunk._get_pos_embed((16, 16)) is first
+    assert trunk._get_pos_embed((8, 16)).shape == (1, 8, 16, 8)
+    trunk.pos_embed.fill_(1.0)
+    changed = trunk._get_pos_embed((16, 16))
+    assert not torch.equal(changed, first) and torch.equal(changed, trunk._make_pos_embed((16, 16)))
+    trunk.to(torch.float64)
+    assert trunk._get_pos_embed((16, 16)).dtype == torch.float64
+    with torch.enable_grad():
+        assert trunk._get_pos_embed((16, 16)).requires_grad

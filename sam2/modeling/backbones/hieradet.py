@@ -137,6 +137,7 @@ class Hiera(nn.Module):
         self.patch_embed = PatchEmbed(embed_dim=embed_dim)
         self.pos_embed = nn.Parameter(torch.zeros(1, embed_dim, *self.window_pos_embed_bkg_spatial_size))
         self.pos_embed_window = nn.Parameter(torch.zeros(1, embed_dim, window_spec[0], window_spec[0]))
+        self._kept_pos_embed: tuple[tuple[object, ...], Tensor] | None = None
         specs = self._block_specs(embed_dim, num_heads, stages, dim_mul, head_mul)
         self.blocks = nn.ModuleList(
             MultiScaleBlock(
@@ -168,7 +169,17 @@ class Hiera(nn.Module):
         return specs
 
     def _get_pos_embed(self, hw: tuple[int, int]) -> Tensor:
-        """Position map of a (H, W) grid of tokens -> (1, H, W, C): stretched background plus a tile per window."""
+        """Position map of a (H, W) grid of tokens -> (1, H, W, C), kept until the weights or the grid change."""
+        learned = (self.pos_embed, self.pos_embed_window)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or any(p.is_inference() for p in learned):
+            return self._make_pos_embed(hw)
+        made_from = (hw, *((p.data_ptr(), p._version, p.device, p.dtype) for p in learned))
+        if self._kept_pos_embed is None or self._kept_pos_embed[0] != made_from:
+            self._kept_pos_embed = (made_from, self._make_pos_embed(hw))
+        return self._kept_pos_embed[1]
+
+    def _make_pos_embed(self, hw: tuple[int, int]) -> Tensor:
+        """The stretched background plus a tile per window."""
         stretched = F.interpolate(self.pos_embed, size=hw, mode="bicubic")
         side = self.pos_embed_window.shape[-1]
         tiles = self.pos_embed_window.tile(1, 1, -(-hw[0] // side), -(-hw[1] // side))[..., : hw[0], : hw[1]]
