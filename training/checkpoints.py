@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sam2.utils.files import replacing
-from training.optimisation import AveragedWeights
+from training.optimisation import AveragedWeights, Optimisers
 from training.recipe import Recipe
 
 WEIGHTS_FILE = "model.pt"
@@ -54,7 +54,7 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], *, half: bool = Fals
 
 
 def save_run(
-    folder: Path, recipe: Recipe, step: int, network: nn.Module, optimiser: torch.optim.Optimizer,
+    folder: Path, recipe: Recipe, step: int, network: nn.Module, optimiser: Optimisers,
     average: AveragedWeights,
 ) -> None:  # fmt: skip
     """Write what `load_run` needs, then the averaged weights as a checkpoint; `step` is the next one."""
@@ -67,7 +67,7 @@ def save_run(
 
 
 def load_run(
-    folder: Path, network: nn.Module, optimiser: torch.optim.Optimizer, average: AveragedWeights
+    folder: Path, network: nn.Module, optimiser: Optimisers, average: AveragedWeights
 ) -> Resumed:  # fmt: skip
     """Restore weights, optimiser and averages, in place.
 

@@ -81,7 +81,8 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.log = RunLog(self.folder, self.step) if self.rank == 0 else None
         measures = self.rank == 0 and recipe.validation.every > 0
-        self._held_out = held_out_clips(recipe.validation, network.image_size) if measures else []
+        self.image_size = network.image_size  # that the network is made for; a stage may train at another
+        self._held_out = held_out_clips(recipe.validation, self.image_size) if measures else []
         self._reports: list[dict[str, float]] = []  # of the steps since the last row of the log
 
     def _resume(self) -> None:
@@ -135,7 +136,9 @@ class Trainer:
         if begin >= stage.steps:
             return
         recipe = self.recipe
-        wanted = Wanted(stage.frames, self.model.network.image_size, stage.max_objects)
+        size = stage.image_size or self.image_size
+        self.model.network.fit_image_size(size)
+        wanted = Wanted(stage.frames, size, stage.max_objects)
         draw = SampleDraw(recipe.data, wanted, stage.difficulty, (recipe.seed, number))
         steps = range(begin, stage.steps)
         loader = iter(open_batches(draw, stage, steps, workers=recipe.workers, rank=self.rank, ranks=self.ranks))
@@ -194,9 +197,10 @@ class Trainer:
             self.log.write("validation", self.step, self.validate())
 
     def validate(self) -> dict[str, float]:
-        """Measure the averaged weights on the held-out clips."""
+        """Measure the averaged weights on the held-out clips, at the size that the network is made for."""
         averaged = copy.deepcopy(self.model)
         averaged.network.load_state_dict(self.average.values)
+        averaged.network.fit_image_size(self.image_size)
         with self._autocast():
             return validate(averaged, self._held_out)
 

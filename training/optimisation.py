@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,18 +15,69 @@ from training.recipe import Optimiser, Stage
 TRUNK = "image_encoder.trunk."
 
 
-def build_optimiser(network: SAM2Base, options: Optimiser) -> torch.optim.AdamW:
-    """AdamW with one group for each factor on the learning rate ("lr_scale") and weight decay."""
+class Optimisers:
+    """AdamW alone, or Muon for matrices beside AdamW for the rest, handled as one optimiser."""
+
+    def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
+        self.parts = list(parts)
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups of all parts."""
+        return [group for part in self.parts for group in part.param_groups]
+
+    def step(self) -> None:
+        """One step of each part."""
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self, *, set_to_none: bool = True) -> None:
+        """Drop the gradients."""
+        for part in self.parts:
+            part.zero_grad(set_to_none=set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs."""
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state. Raises ValueError if it is of other optimisers."""
+        if len(state["parts"]) != len(self.parts):
+            raise ValueError(f"the saved state is of {len(state['parts'])} optimisers, this run has {len(self.parts)}")
+        for part, saved in zip(self.parts, state["parts"], strict=True):
+            part.load_state_dict(saved)
+
+
+def build_optimiser(network: SAM2Base, options: Optimiser) -> Optimisers:
+    """The optimiser of a run, with one group for each factor on the learning rate ("lr_scale") and weight decay."""
+    matrices = {f"{name}.weight" for name, module in network.named_modules() if isinstance(module, nn.Linear)}
+    if options.kind == "adamw":
+        return Optimisers([_adamw(network, options, dict(network.named_parameters()))])
+    if not hasattr(torch.optim, "Muon"):
+        raise ValueError(f"optimiser.kind muon needs torch 2.9 or later, this is {torch.__version__}")
+    rest = {name: p for name, p in network.named_parameters() if name not in matrices}
+    groups = _groups(network, options, {n: p for n, p in network.named_parameters() if n in matrices})
+    # Updates as large as AdamW's, so that both go by the same learning rate (Liu et al. 2025, arXiv:2502.16982).
+    muon = torch.optim.Muon(groups, lr=0.0, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    return Optimisers([muon, _adamw(network, options, rest)])
+
+
+def _adamw(network: SAM2Base, options: Optimiser, parameters: Mapping[str, nn.Parameter]) -> torch.optim.AdamW:
+    betas = (options.betas[0], options.betas[1])
+    return torch.optim.AdamW(_groups(network, options, parameters), lr=0.0, betas=betas)
+
+
+def _groups(network: SAM2Base, options: Optimiser, parameters: Mapping[str, nn.Parameter]) -> list[dict[str, Any]]:
     embeddings = {f"{name}.weight" for name, module in network.named_modules() if isinstance(module, nn.Embedding)}
     embeddings |= {name for name, _ in network.named_parameters(recurse=False)}
     embeddings |= {f"{TRUNK}pos_embed", f"{TRUNK}pos_embed_window"}
     groups: dict[tuple[float, float], dict[str, Any]] = {}
-    for name, parameter in network.named_parameters():
+    for name, parameter in parameters.items():
         decayed = parameter.ndim > 1 and name not in embeddings
         key = (_lr_scale(network, name, options), options.weight_decay if decayed else 0.0)
         group = groups.setdefault(key, {"params": [], "lr_scale": key[0], "weight_decay": key[1]})
         group["params"].append(parameter)
-    return torch.optim.AdamW(list(groups.values()), lr=0.0, betas=(options.betas[0], options.betas[1]))
+    return list(groups.values())
 
 
 def _lr_scale(network: SAM2Base, name: str, options: Optimiser) -> float:
@@ -46,7 +97,7 @@ def learning_rate(stage: Stage, step: int) -> float:
     return stage.lr_end + (stage.lr - stage.lr_end) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
 
 
-def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+def set_learning_rate(optimiser: Optimisers, rate: float) -> None:
     """Set every group's learning rate to its share of `rate`."""
     for group in optimiser.param_groups:
         group["lr"] = rate * group["lr_scale"]

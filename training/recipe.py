@@ -59,6 +59,7 @@ class Stage:
     lr: float = MISSING
     lr_end: float = MISSING
     warmup: int = 100  # steps
+    image_size: int | None = None  # pixels of each side; None takes the model's own
     accumulate: int = 1  # forward and backward passes of `clips` clips per step
     max_objects: int = 3  # per clip
     difficulty: list[float] = field(default_factory=lambda: [0.0, 1.0])  # of drawn clips, lowest and highest
@@ -67,8 +68,9 @@ class Stage:
 
 @dataclass
 class Optimiser:
-    """AdamW."""
+    """How gradients become steps."""
 
+    kind: str = "adamw"  # or "muon": Muon for matrices (Jordan et al. 2024), AdamW for the rest; needs torch 2.9
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     weight_decay: float = 0.05  # of matrices; vectors, norms and embeddings have none
     layer_decay: float = 1.0  # the learning rate of a trunk block is this much lower than that of the block after it
@@ -157,6 +159,8 @@ def _check(recipe: Recipe) -> None:
         for name in ("steps", "frames", "clips", "accumulate", "max_objects"):
             if getattr(stage, name) < 1:
                 raise ValueError(f"stages.{i}.{name} must be at least 1, got {getattr(stage, name)}")
+        if stage.image_size is not None and (stage.image_size < 64 or stage.image_size % 32):
+            raise ValueError(f"stages.{i}.image_size must be at least 64 and divisible by 32, got {stage.image_size}")
         if len(stage.difficulty) != 2 or not 0 <= stage.difficulty[0] <= stage.difficulty[1] <= 1:
             raise ValueError(f"stages.{i}.difficulty must be two numbers from 0 to 1, got {stage.difficulty}")
         mix = stage.prompts
@@ -166,6 +170,8 @@ def _check(recipe: Recipe) -> None:
             raise ValueError(
                 f"stages.{i}.prompts.mask must be 0 for single frames: a given mask leaves nothing to learn"
             )
+    if recipe.optimiser.kind not in ("adamw", "muon"):
+        raise ValueError(f"optimiser.kind must be adamw or muon, got {recipe.optimiser.kind!r}")
     if recipe.precision not in ("bfloat16", "float32"):
         raise ValueError(f"precision must be bfloat16 or float32, got {recipe.precision!r}")
     if recipe.loss.stride not in (1, 2, 4):

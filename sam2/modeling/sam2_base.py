@@ -115,8 +115,6 @@ class SAM2Base(nn.Module):
         *, compute_dtype: str | torch.dtype | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        if image_size % 32:
-            raise ValueError(f"image_size must be divisible by 32, got {image_size}")
         if memory_temporal_stride_for_eval < 1:
             raise ValueError(
                 f"memory_temporal_stride_for_eval must be at least 1, got {memory_temporal_stride_for_eval}"
@@ -126,12 +124,11 @@ class SAM2Base(nn.Module):
         if fixed_no_obj_ptr and not (pred_obj_scores and use_obj_ptrs_in_encoder):
             raise ValueError("fixed_no_obj_ptr needs pred_obj_scores and use_obj_ptrs_in_encoder")
         self.image_encoder = image_encoder
-        self.image_size, self.backbone_stride = image_size, backbone_stride
+        self.backbone_stride = backbone_stride
         self.hidden_dim = image_encoder.neck.d_model
         self.compute_dtype = resolve_dtype(compute_dtype)
 
         self.memory_attention = memory_attention
-        self.memory_attention.fit_grid(image_size // backbone_stride)
         self.num_maskmem = num_maskmem
         self.memory_temporal_stride_for_eval = memory_temporal_stride_for_eval
         self.max_cond_frames_in_attn = max_cond_frames_in_attn
@@ -164,7 +161,8 @@ class SAM2Base(nn.Module):
         self.non_overlap_masks_for_mem_enc = non_overlap_masks_for_mem_enc
 
         self._build_embeddings(no_obj_embed_spatial)
-        self._build_sam_heads()
+        self._build_sam_heads(image_size)
+        self.fit_image_size(image_size)
         if compile_image_encoder:
             compile_with_cloned_outputs(self.image_encoder, dynamic=False)
 
@@ -181,12 +179,25 @@ class SAM2Base(nn.Module):
         self.no_obj_ptr = vector(1, self.hidden_dim) if has_pointers else None
         self.no_obj_embed_spatial = vector(1, self.mem_dim) if no_obj_embed_spatial else None
 
-    def _build_sam_heads(self) -> None:
+    def fit_image_size(self, side: int) -> None:
+        """Prepare for frames of side x side pixels; no weight depends on it.
+
+        Raises:
+            ValueError: `side` is not divisible by 32.
+        """
+        if side % 32:
+            raise ValueError(f"image_size must be divisible by 32, got {side}")
+        grid = side // self.backbone_stride
+        self.image_size, self.sam_image_embedding_size = side, grid
+        self.memory_attention.fit_grid(grid)
+        self.sam_prompt_encoder.fit_image_size((grid, grid), (side, side))
+
+    def _build_sam_heads(self, image_size: int) -> None:
         """SAM's prompt encoder and mask decoder, and the layers that turn an output token into an object pointer."""
         dim = self.hidden_dim
-        grid = self.image_size // self.backbone_stride
-        self.sam_prompt_embed_dim, self.sam_image_embedding_size = dim, grid
-        self.sam_prompt_encoder = PromptEncoder(dim, (grid, grid), (self.image_size, self.image_size), mask_in_chans=16)
+        grid = image_size // self.backbone_stride
+        self.sam_prompt_embed_dim = dim
+        self.sam_prompt_encoder = PromptEncoder(dim, (grid, grid), (image_size, image_size), mask_in_chans=16)
         self.sam_mask_decoder = MaskDecoder(
             transformer_dim=dim,
             transformer=TwoWayTransformer(depth=2, embedding_dim=dim, num_heads=8, mlp_dim=2048),

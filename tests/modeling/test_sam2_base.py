@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from sam2.build_sam import build_sam2
-from sam2.modeling.outputs import FrameOutput
+from sam2.modeling.memory_bank import MemoryBank
+from sam2.modeling.outputs import FrameOutput, FrameRequest
 from sam2.modeling.sam2_base import keep_highest_object, resolve_dtype
 
 
@@ -49,6 +50,18 @@ def test_an_input_size_that_32_does_not_divide_is_refused():
 
 
 @torch.inference_mode()
+def test_a_network_fitted_to_another_size_is_the_one_built_for_it():
+    built, fitted = build(image_size=96), build(image_size=64)
+    fitted.load_state_dict(built.state_dict())
+    fitted.fit_image_size(96)
+    image, request = torch.randn(1, 3, 96, 96), FrameRequest(0, 1, reads_memory=False)
+    with torch.inference_mode():
+        a, b = (net.segment(net.encode_image(image), MemoryBank({}, {}), request) for net in (built, fitted))
+    assert a.high_res_masks.shape[-1] == 96 and torch.equal(a.high_res_masks, b.high_res_masks)
+    with pytest.raises(ValueError, match="divisible by 32, got 100"):
+        fitted.fit_image_size(100)
+
+
 def test_track_step_takes_and_gives_what_upstreams_does(model):
     outputs = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
     points = {"point_coords": torch.tensor([[[40.0, 50.0]]]), "point_labels": torch.tensor([[1]], dtype=torch.int32)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -30,6 +32,48 @@ def test_every_parameter_is_trained_and_only_matrices_decay(network: SAM2Base):
     for ending in kept:
         matching = [name for name in settings if name.endswith(ending)]
         assert matching and not decayed.intersection(matching), ending
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch 2.9 brought Muon")
+def test_muon_takes_the_weights_of_linear_layers_and_adamw_the_rest(network: SAM2Base):
+    settings = settings_by_name(network, Optimiser(kind="muon", weight_decay=0.1))
+    assert settings == settings_by_name(network, Optimiser(weight_decay=0.1))
+    muon, adamw = build_optimiser(network, Optimiser(kind="muon")).parts
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    orthogonal = {names[id(p)] for group in muon.param_groups for p in group["params"]}
+    assert orthogonal == {f"{name}.weight" for name, module in network.named_modules() if isinstance(module, nn.Linear)}
+    assert {names[id(p)] for group in adamw.param_groups for p in group["params"]} == settings.keys() - orthogonal
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch 2.9 brought Muon")
+def test_both_optimisers_go_on_from_a_saved_state():
+    def trained(layers: nn.Module, options: Optimiser, steps: int, state: dict | None = None) -> dict:
+        optimiser = build_optimiser(layers, options)  # type: ignore[arg-type]
+        if state is not None:
+            optimiser.load_state_dict(state)
+        for group in optimiser.param_groups:
+            group["lr"] = 0.01
+        for _ in range(steps):
+            (layers(torch.ones(2, 4)) ** 2).sum().backward()
+            optimiser.step()
+            optimiser.zero_grad()
+        return optimiser.state_dict()
+
+    torch.manual_seed(0)
+    whole = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    parts = copy.deepcopy(whole)
+    options = Optimiser(kind="muon")
+    trained(whole, options, 4)
+    trained(parts, options, 2, trained(parts, options, 2))
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
+    with pytest.raises(ValueError, match="the saved state is of 2 optimisers, this run has 1"):
+        build_optimiser(whole, Optimiser()).load_state_dict(trained(whole, options, 1))  # type: ignore[arg-type]
+
+
+def test_muon_is_refused_where_torch_has_none(network: SAM2Base, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delattr(torch.optim, "Muon", raising=False)
+    with pytest.raises(ValueError, match="optimiser.kind muon needs torch 2.9 or later"):
+        build_optimiser(network, Optimiser(kind="muon"))
 
 
 def test_the_trunk_learns_slower_the_deeper_a_layer_is(network: SAM2Base):

@@ -31,9 +31,7 @@ class PromptEncoder(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.embed_dim = embed_dim
-        self.input_image_size = input_image_size
-        self.image_embedding_size = image_embedding_size
-        self.mask_input_size = (4 * image_embedding_size[0], 4 * image_embedding_size[1])
+        self.fit_image_size(image_embedding_size, input_image_size)
         self.pe_layer = PositionEmbeddingRandom(embed_dim // 2)
         self.num_point_embeddings = 4
         self.point_embeddings = nn.ModuleList(nn.Embedding(1, embed_dim) for _ in range(self.num_point_embeddings))
@@ -45,6 +43,11 @@ class PromptEncoder(nn.Module):
             nn.Conv2d(mask_in_chans, embed_dim, 1),
         )  # fmt: skip
         self.no_mask_embed = nn.Embedding(1, embed_dim)
+
+    def fit_image_size(self, image_embedding_size: tuple[int, int], input_image_size: tuple[int, int]) -> None:
+        """Prepare for images of another size, see the class."""
+        self.image_embedding_size, self.input_image_size = image_embedding_size, input_image_size
+        self.mask_input_size = (4 * image_embedding_size[0], 4 * image_embedding_size[1])
 
     def get_dense_pe(self) -> Tensor:
         """Position encoding of the image embedding's grid, (1, C, h, w)."""
