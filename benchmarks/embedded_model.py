@@ -1,0 +1,297 @@
+"""How well a small model tracks: held-out drawn clips and a DAVIS-layout folder, after a mask, a box or one click.
+
+    python benchmarks/embedded_model.py                                          # 50 drawn clips, needs no data
+    python benchmarks/embedded_model.py --davis_root DAVIS --picture masks.png   # and every sequence of a folder
+    python benchmarks/embedded_model.py --davis_root DAVIS --config mine.yaml --checkpoint outputs/mine/model.pt
+
+J&F as `eval_davis_jf.py` counts it: mean over objects, the first and the last frame left out. Objects that touch go to
+the one with the higher logit. Nothing is skipped. Two ways that need no network stand beside the model: the first mask
+copied to every frame, and the first mask carried from frame to frame by optical flow. A box is the mask's own, a click
+the point deepest inside it.
+
+The drawn clips have the seeds 0, 1, ..., which training never draws, are 480p and as difficult as training's, evenly
+from 0 to `--difficulty`. Speed is that of one object, end to end: opening, reading, tracking, label maps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import multiprocessing
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from sam2.build_sam import build_sam2_video_predictor
+from sam2.modeling.sam2_utils import sample_one_point_from_error_center
+from sam2.utils.davis import DavisRoot, merge_masks, read_label_map
+from sam2.utils.drawn_clips import random_clip
+from sam2.utils.optical_flow import estimate_flow, to_grey, warp_mask_forward
+from sam2.utils.video_io import ImageFiles, overlay
+from sam2.utils.vos_metrics import Scores, score_label_maps
+
+PROMPTS = ("mask", "box", "click")
+DRAWN_SIZE = (480, 854)  # height, width
+FLOW_SIDE = 240  # pixels of the shorter side that flow is estimated at
+PICTURE_WIDTH, PICTURE_COLUMNS = 400, 4
+
+
+class Clip(NamedTuple):
+    """Frames, as paths or RGB uint8 (T, H, W, 3), and each one's object ids (H, W) uint8; `difficulty` if drawn."""
+
+    name: str
+    frames: list[Path] | np.ndarray
+    labels: list[np.ndarray]
+    difficulty: float | None = None
+
+    @property
+    def obj_ids(self) -> list[int]:
+        """The objects of the first frame."""
+        return np.unique(self.labels[0][self.labels[0] > 0]).tolist()
+
+    def pictures(self) -> Iterable[np.ndarray]:
+        """The frames, RGB uint8 (H, W, 3)."""
+        if isinstance(self.frames, np.ndarray):
+            return self.frames
+        files = ImageFiles(self.frames)
+        return (files.read(t) for t in range(len(self.frames)))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method on a clip: J, F and their mean, 0 to 1, and J by object."""
+
+    clip: str
+    method: str
+    j: float
+    f: float
+    j_and_f: float
+    j_by_object: dict[int, float]
+    difficulty: float | None = None
+
+
+# The methods: a clip -> label maps of all frames
+
+
+def copied(clip: Clip) -> list[np.ndarray]:
+    """The first frame's label map on every frame."""
+    return [clip.labels[0]] * len(clip.labels)
+
+
+def chained_flow(clip: Clip) -> list[np.ndarray]:
+    """Each object's mask carried from frame to frame."""
+    greys = [to_grey(picture, FLOW_SIDE) for picture in clip.pictures()]
+    logits = np.stack([np.where(clip.labels[0] == i, 1.0, -1.0).astype(np.float32) for i in clip.obj_ids])
+    shown = [clip.labels[0]]
+    for before, now in zip(greys[:-1], greys[1:], strict=True):
+        logits = warp_mask_forward(logits, estimate_flow(now, before))
+        shown.append(merge_masks(clip.obj_ids, logits))
+    return shown
+
+
+def tracked(predictor: Any, prompt: str, clip: Clip) -> list[np.ndarray]:
+    """What the predictor shows after one prompt per object on the first frame."""
+    with predictor.open(clip.frames if isinstance(clip.frames, np.ndarray) else list(clip.frames)) as state:
+        for obj_id in clip.obj_ids:
+            add_prompt(predictor, state, obj_id, clip.labels[0] == obj_id, prompt)
+        return [merge_masks(ids, logits) for _, ids, logits in predictor.propagate_in_video(state, progress=False)]
+
+
+def add_prompt(predictor: Any, state: Any, obj_id: int, mask: np.ndarray, prompt: str) -> None:
+    """Prompt an object on the first frame by its mask, bool (H, W), by its box or by one click."""
+    if prompt == "mask":
+        predictor.add_new_mask(state, 0, obj_id, mask)
+    elif prompt == "box":
+        x, y, width, height = cv2.boundingRect(mask.view(np.uint8))
+        predictor.add_new_points_or_box(state, 0, obj_id, box=[x, y, x + width, y + height])
+    else:
+        points, labels = sample_one_point_from_error_center(torch.from_numpy(mask)[None, None], None)
+        predictor.add_new_points_or_box(state, 0, obj_id, points=points[0], labels=labels[0])
+
+
+# Measuring
+
+
+def methods(predictor: Any) -> dict[str, Callable[[Clip], list[np.ndarray]]]:
+    """Everything that is measured, by name."""
+    own = {prompt: functools.partial(tracked, predictor, prompt) for prompt in PROMPTS}
+    return {"first mask copied": copied, "optical flow chained": chained_flow, **own}
+
+
+def row_of(clip: Clip, method: str, shown: Sequence[np.ndarray]) -> Row:
+    """Score a method's label maps."""
+    scores = score_label_maps(clip.name, clip.labels, shown, clip.obj_ids)
+    mean: Scores = scores.scores
+    by_object = {each.obj_id: each.scores.region.mean for each in scores.objects}
+    return Row(clip.name, method, mean.region.mean, mean.contour.mean, mean.mean, by_object, clip.difficulty)
+
+
+class Model(NamedTuple):
+    """Which network, and how it computes; None for the embedded one."""
+
+    config: str | None
+    checkpoint: str | None
+    dtype: str
+    threads: int
+
+
+def measure(clip: Clip, model: Model) -> list[Row]:
+    """All methods on one clip."""
+    predictor = _predictor(model)
+    return [row_of(clip, name, method(clip)) for name, method in methods(predictor).items()]
+
+
+@functools.lru_cache(maxsize=1)
+def _predictor(model: Model) -> Any:
+    """The predictor of this process, without skipping."""
+    torch.set_num_threads(model.threads)
+    cv2.setNumThreads(model.threads)
+    predictor = build_sam2_video_predictor(model.config, model.checkpoint, device="cpu", dtype=model.dtype)
+    predictor.skip_mad_threshold = 0
+    return predictor
+
+
+def draw(number: int, count: int, num_frames: int, difficulty: float) -> Clip:
+    """Held-out clip `number` of `count`."""
+    hard = difficulty * number / max(count - 1, 1)
+    clip = random_clip(number, num_frames, DRAWN_SIZE, difficulty=hard)
+    return Clip(f"drawn {number}", clip.frames, list(clip.labels), hard)
+
+
+def measure_drawn(number: int, count: int, num_frames: int, difficulty: float, model: Model) -> list[Row]:
+    """All methods on a held-out clip."""
+    return measure(draw(number, count, num_frames, difficulty), model)
+
+
+def read(root: DavisRoot, name: str) -> Clip:
+    """A sequence of a folder."""
+    return Clip(name, root.frame_paths(name), [read_label_map(path) for path in root.annotation_paths(name)])
+
+
+def frames_per_second(clip: Clip, model: Model, repeats: int) -> float:
+    """Median speed of tracking the clip's first object alone from opening to the last label map."""
+    predictor = _predictor(model)
+    obj_id = clip.obj_ids[0]
+    alone = clip._replace(labels=[np.where(labels == obj_id, labels, np.uint8(0)) for labels in clip.labels])
+    tracked(predictor, "mask", alone._replace(frames=alone.frames[:3], labels=alone.labels[:3]))  # kernels are chosen
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        tracked(predictor, "mask", alone)
+        seconds.append(time.perf_counter() - start)
+    return len(alone.frames) / float(np.median(seconds))
+
+
+# Showing
+
+
+def table(rows: Sequence[Row]) -> str:
+    """A line per clip of a folder, then the drawn clips by difficulty, and a column per method."""
+    names = list(dict.fromkeys(row.method for row in rows))
+    groups = {row.clip: [r for r in rows if r.clip == row.clip] for row in rows if row.difficulty is None}
+    drawn = sorted((row for row in rows if row.difficulty is not None), key=lambda row: row.difficulty or 0.0)
+    if drawn:
+        count = len(drawn) // len(names)
+        thirds = np.array_split(np.arange(count), min(3, count))
+        for part in thirds:
+            own = drawn[part[0] * len(names) : (part[-1] + 1) * len(names)]
+            groups[f"{len(part)} drawn, {own[0].difficulty:.2f}-{own[-1].difficulty:.2f}"] = own
+        groups[f"{count} drawn"] = drawn
+    lines = ["".join([f"{'J&F':24}", *(f"{name:>22}" for name in names)])]
+    for group, own in groups.items():
+        figures = [np.mean([row.j_and_f for row in own if row.method == name]) for name in names]
+        lines.append("".join([f"{group:24}", *(f"{figure:22.3f}" for figure in figures)]))
+    return "\n".join(lines)
+
+
+def draw_picture(clips: Sequence[Clip], model: Model) -> Image.Image:
+    """Frames of each clip with the masks that were found after a mask on the first frame, a row per clip."""
+    rows = []
+    for clip in clips:
+        shown, pictures = tracked(_predictor(model), "mask", clip), list(clip.pictures())
+        tiles = []
+        for t in np.linspace(0, len(shown) - 1, PICTURE_COLUMNS).round().astype(int):
+            tile = Image.fromarray(overlay(pictures[t], shown[t]))
+            height = round(PICTURE_WIDTH * tile.height / tile.width)
+            tiles.append(np.asarray(tile.resize((PICTURE_WIDTH, height), Image.Resampling.LANCZOS)))
+        rows.append(np.concatenate(tiles, axis=1))
+    return Image.fromarray(np.concatenate(rows))
+
+
+def run(args: argparse.Namespace) -> list[Row]:
+    """Measure, print, write."""
+    model = Model(args.config, args.checkpoint, args.dtype, 1)
+    root = None if args.davis_root is None else DavisRoot.open(args.davis_root)
+    clips = [] if root is None else [read(root, name) for name in root.sequences(args.split)]
+    rows: list[Row] = []
+    with ProcessPoolExecutor(args.processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        real = [pool.submit(measure, clip, model) for clip in clips]
+        drawn = [
+            pool.submit(measure_drawn, number, args.clips, args.frames, args.difficulty, model)
+            for number in range(args.clips)
+        ]
+        for job in [*real, *drawn]:
+            rows += job.result()
+    print(table(rows))
+    alone = model._replace(threads=args.threads)
+    _predictor.cache_clear()
+    for clip in clips or [draw(0, 1, args.frames, 0.0)]:
+        print(f"{clip.name}: {frames_per_second(clip, alone, args.repeats):.1f} frames/s, {args.threads} threads")
+    if args.json:
+        args.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
+    if args.picture:
+        shown = clips or [draw(number, 3, args.frames, args.difficulty) for number in range(3)]
+        draw_picture(shown, alone).save(args.picture)
+    return rows
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--davis_root", type=Path, help="folder with JPEGImages and Annotations")
+    add("--split", default="val", help="ImageSets/2017/<split>.txt (default: val)")
+    add("--clips", type=int, default=50, help="drawn clips (default: 50)")
+    add("--frames", type=int, default=24, help="of a drawn clip, at least 3 (default: 24)")
+    add("--difficulty", type=float, default=0.9, help="of the hardest drawn clip, 0 to 1 (default: 0.9)")
+    add("--config", help="model config (default: the embedded model)")
+    add("--checkpoint", help="weights that belong to --config")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    add("--processes", type=int, default=2, help="that measure accuracy, one thread each (default: 2)")
+    add("--threads", type=int, default=2, help="while speed is measured (default: 2)")
+    add("--repeats", type=int, default=3, help="runs that speed is the median of (default: 3)")
+    add("--json", type=Path, help="where the figures go")
+    add("--picture", type=Path, help="where a picture of the masks goes")
+    args = parser.parse_args(argv)
+    if args.clips < 0 or args.frames < 3 or min(args.processes, args.threads, args.repeats) < 1:
+        parser.error("--clips must be 0 or more, --frames 3 or more, --processes, --threads and --repeats 1 or more")
+    if args.clips == 0 and args.davis_root is None:
+        parser.error("nothing to measure: give --davis_root or --clips")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    args = parse(argv)
+    try:
+        run(args)
+    except (FileNotFoundError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
