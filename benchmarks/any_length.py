@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+NANO = "configs/sam2.1/sam2.1_hiera_nano.yaml"
 PARTS = ("memory", "start", "objects", "videos")
 SIZE = (480, 854)
 
@@ -65,6 +66,8 @@ class Session:
         self.predictor = build_sam2_video_predictor(
             job["config"], job["checkpoint"], device=job["device"], hydra_overrides_extra=overrides
         )
+        # The caller's autocast counts in both packages.
+        self.precision = torch.autocast(job["device"], getattr(torch, job["dtype"]), enabled=job["dtype"] != "float32")
         if hasattr(self.predictor, "skip_mad_threshold"):
             self.predictor.skip_mad_threshold = 0
 
@@ -126,12 +129,10 @@ def measure_videos(session: Session) -> dict[str, Any]:
 def work(job: dict[str, Any]) -> None:
     import torch
 
-    with torch.inference_mode():
-        measured = {
-            "memory": measure_memory,
-            "start": measure_start,
-            "videos": measure_videos,
-        }[job["part"]](Session(job))
+    measure = {"memory": measure_memory, "start": measure_start, "videos": measure_videos}[job["part"]]
+    session = Session(job)
+    with torch.inference_mode(), session.precision:
+        measured = measure(session)
     print("RESULT " + json.dumps(measured), flush=True)
 
 
@@ -159,19 +160,22 @@ def time_objects(
     folder: Path, ours: tuple[Path, dict[str, Any]], theirs: tuple[Path, dict[str, Any]], objects: int, timed: int
 ) -> dict[str, float]:
     """Seconds per frame of both packages, which take turns frame by frame."""
-    from beside_original import Worker, compare
+    from beside_original import WITH_LOADING, Worker, compare
 
     clicks = [(60 + 45 * i, 100 + 20 * i) for i in range(objects)]
-    extra = {"frames": draw(folder, timed + 3), "dtype": "float32", "clicks": clicks}
+    extra = {"frames": draw(folder, timed + 3), "clicks": clicks}
     sides = {"ours": ours, "original": theirs}
     workers = {who: Worker(who, path, {**job, **extra}, folder / f"{who}.log") for who, (path, job) in sides.items()}
     result = compare(workers, timed + 3)
     for worker in workers.values():
         worker.process.kill()
-    times = {who: result["seconds"][who]["whole frame"] for who in workers}
-    ratio = statistics.median(a / b for a, b in zip(times["ours"], times["original"], strict=True))
-    medians = {who: statistics.median(values) for who, values in times.items()}
-    return {**medians, "ours / original": ratio, "largest difference": result["difference"]}
+    found: dict[str, float] = {}
+    for part in ("whole frame", WITH_LOADING):
+        times = {who: result["seconds"][who][part] for who in workers}
+        found |= {f"{who}, {part}": statistics.median(values) for who, values in times.items()}
+        ratios = [a / b for a, b in zip(times["ours"], times["original"], strict=True)]
+        found[f"ours / original, {part}"] = statistics.median(ratios)
+    return {**found, "largest difference": result["difference"]}
 
 
 def draw(folder: Path, count: int) -> str:
@@ -220,6 +224,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--config", default="configs/sam2.1/sam2.1_hiera_t.yaml")
     parser.add_argument("--image_size", type=int, default=1024)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--checkpoint", type=Path, help="weights of --config (default: random, whose masks are noise)")
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--frames", nargs="+", type=int, default=[100, 2000], help="lengths of the clips")
     parser.add_argument("--original_frames", nargs="*", type=int, default=[50, 100], help="lengths for the original")
@@ -238,11 +244,13 @@ def main(argv: list[str] | None = None) -> int:
     everything: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        config = "configs/sam2.1/sam2.1_hiera_nano.yaml" if args.config == "nano" else args.config
-        torch.save(seeded_weights(config, args.image_size, seed=0), folder / "weights.pt")
-        if not (original / "sam2" / config).is_file():  # the original finds configs in its own folder only
+        config = NANO if args.config == "nano" else args.config
+        if args.checkpoint is None:
+            torch.save(seeded_weights(config, args.image_size, seed=0), folder / "weights.pt")
+        if config == NANO:  # the original has no such config, and finds configs in its own folder only
             shutil.copy(ROOT / config, original / "sam2" / config)
-        job = {"checkpoint": str(folder / "weights.pt"), "image_size": args.image_size, "device": args.device}
+        weights = folder / "weights.pt" if args.checkpoint is None else args.checkpoint.resolve()
+        job = {"checkpoint": str(weights), "image_size": args.image_size, "device": args.device, "dtype": args.dtype}
         ours = (ROOT, {**job, "config": config})
         theirs = (original, {**job, "config": config})
 
@@ -253,7 +261,7 @@ def main(argv: list[str] | None = None) -> int:
                 report(part, {label: found})
 
         where = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-        print(f"{Path(config).stem} at {args.image_size}, float32, {where}, torch {torch.__version__}", flush=True)
+        print(f"{Path(config).stem} at {args.image_size}, {args.dtype}, {where}, torch {torch.__version__}", flush=True)
         if "memory" in args.parts:
             for keep in ("window", "all"):
                 for count in args.frames if keep == "window" else args.original_frames:
