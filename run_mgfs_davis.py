@@ -21,9 +21,19 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from sam2.command_line import (
+    Parser,
+    Progress,
+    add_model_options,
+    add_skip_options,
+    check_model_options,
+    exit_code,
+    given_skip_options,
+)
 
 if TYPE_CHECKING:
     from sam2.frame_skipping import FrameDecision, SkipOptions
@@ -71,10 +81,7 @@ def cases(args: argparse.Namespace, model: ModelFiles) -> list[Case]:
     """A case per threshold. What the command line does not say is as the predictor has it."""
     import dataclasses
 
-    given = {name: getattr(args, name) for name in ("strategy", "lookahead", "max_consecutive_skips")}
-    changes = {name: value for name, value in given.items() if value is not None}
-    if args.warp is not None:
-        changes["warp"] = None if args.warp == "none" else args.warp
+    changes = given_skip_options(args)
     thresholds = [model.skipping.threshold] if args.threshold is None else args.threshold
     if len(set(thresholds)) < len(thresholds):
         raise ValueError(f"--threshold: each value once, got {' '.join(f'{t:g}' for t in thresholds)}")
@@ -82,26 +89,6 @@ def cases(args: argparse.Namespace, model: ModelFiles) -> list[Case]:
     if len(options) == 1:
         return [Case(options[0], args.output)]
     return [Case(each, args.output / f"{each.strategy}_{each.threshold:g}") for each in options]
-
-
-class Progress:
-    """One bar over all frames of this process, with the sequence's name and the skip rate so far."""
-
-    def __init__(self, total: int, *, is_shown: bool) -> None:
-        from tqdm import tqdm
-
-        self.bar = tqdm(total=total, unit="frame", disable=not is_shown)
-        self.skipped = 0
-
-    def start(self, name: str) -> None:
-        self.bar.set_description(name)
-
-    def count(self, decision: FrameDecision) -> None:
-        from sam2.frame_skipping import SKIPPED
-
-        self.skipped += decision.action in SKIPPED
-        self.bar.set_postfix_str(f"skipped {self.skipped / (self.bar.n + 1):.0%}", refresh=False)
-        self.bar.update()
 
 
 def run(args: argparse.Namespace, wanted: Sequence[Case] = ()) -> list[Summary]:
@@ -331,13 +318,6 @@ def save_strip(path: Path, frames: np.ndarray, masks: Path, columns: int = 4) ->
 # The command line
 
 
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (--help lists the options)\n")
-
-
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line; what does not fit together is an error here, not later."""
     parser = Parser(
@@ -346,13 +326,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_data_options(parser)
-    skipping = parser.add_argument_group("frame skipping (defaults are the predictor's)")
-    add = skipping.add_argument
-    add("--strategy", metavar="NAME", help="naive, mask_aware or memory_guided (default: naive)")
-    add("--threshold", type=float, nargs="+", metavar="T", help="one or several; 0 is SAM 2 itself (default: 0.05)")
-    add("--warp", choices=("auto", "flow", "none"), help="carry masks along by optical flow, or copy them (none)")
-    add("--lookahead", type=int, metavar="FRAMES", help="answer skipped frames from both sides (memory_guided)")
-    add("--max-consecutive-skips", type=int, metavar="FRAMES", help="then process a frame (default: no limit)")
+    add = parser.add_argument_group("frame skipping (defaults are the predictor's)").add_argument
+    add_skip_options(add, nargs="+", help="one or several; 0 is SAM 2 itself (default: 0.05)")
     add(
         "--plan",
         action="store_true",
@@ -361,10 +336,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if (args.davis_root is None) == (not args.demo):
         parser.error("give either --davis_root or --demo")
-    if args.config is None and args.checkpoint is not None:
-        parser.error("--checkpoint needs its --config")
-    if args.config is not None and args.checkpoint is None and not args.plan:
-        parser.error("--config and --checkpoint belong together: give both, or neither for the embedded model")
+    check_model_options(parser, args, needs_weights=not args.plan)
     own = [name for name in DEMO_CHOOSES if getattr(args, name) not in (None, False)]
     if args.demo and own:
         parser.error(f"--demo chooses its own data and settings, and takes no --{own[0].replace('_', '-')}")
@@ -376,12 +348,9 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     add("--davis_root", type=Path, help="folder with JPEGImages, Annotations and ImageSets")
     add("--split", default="val", help="ImageSets/2017/<split>.txt (default: val)")
     add("--sequences", nargs="+", metavar="NAME", help="only these sequences")
-    add("--config", help='model config: "tiny", "large", a YAML file ... (default: the embedded model)')
-    add("--checkpoint", type=Path, help="weights that belong to --config (--plan needs none)")
+    add_model_options(add)
     add("--output", type=Path, default=Path("outputs"), help="folder for the results (default: outputs)")
     add("--resume", action="store_true", help="keep the sequences that are finished, if their settings are the same")
-    add("--device", help="cuda, mps or cpu (default: the best there is)")
-    add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     add("--verbose", action="store_true", help="log every frame that is skipped")
     add("--demo", action="store_true", help="draw clips, track them without and with skipping: needs no data")
     add("--seed", type=int, default=0, help="of the drawn clips")
@@ -392,17 +361,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     if args.verbose:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        if args.demo:
-            demo(args)
-        else:
-            report(run(args), is_plan=args.plan)
-    except (ImportError, OSError, ValueError, RuntimeError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command with --resume goes on", file=sys.stderr)
-        return 130
+    return exit_code(lambda: command(args))
+
+
+def command(args: argparse.Namespace) -> int:
+    """Do what the command line says."""
+    if args.demo:
+        demo(args)
+    else:
+        report(run(args), is_plan=args.plan)
     return 0
 
 

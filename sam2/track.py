@@ -20,12 +20,22 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NamedTuple
+
+from sam2.command_line import (
+    Parser,
+    Progress,
+    add_model_options,
+    add_skip_options,
+    check_model_options,
+    exit_code,
+    given_skip_options,
+)
 
 if TYPE_CHECKING:
     import torch
 
-    from sam2.frame_skipping import FrameDecision, SkipOptions
+    from sam2.frame_skipping import SkipOptions
     from sam2.sam2_video_predictor import SAM2VideoPredictor
     from sam2.track_prompts import Draft, Prompt
     from sam2.track_runs import Clip, Failure
@@ -87,26 +97,6 @@ class Outcome(NamedTuple):
     def status(self) -> int:
         """The exit status."""
         return int(bool(self.failures) and not self.to_come)
-
-
-class Progress:
-    """One bar over all frames of this process, with the video's name and the skip rate so far."""
-
-    def __init__(self, total: int, *, is_shown: bool) -> None:
-        from tqdm import tqdm
-
-        self.bar = tqdm(total=total, unit="frame", disable=not is_shown)
-        self.skipped = 0
-
-    def start(self, name: str) -> None:
-        self.bar.set_description(name)
-
-    def count(self, decision: FrameDecision) -> None:
-        from sam2.frame_skipping import SKIPPED
-
-        self.skipped += decision.action in SKIPPED
-        self.bar.set_postfix_str(f"skipped {self.skipped / (self.bar.n + 1):.0%}", refresh=False)
-        self.bar.update()
 
 
 def run(args: argparse.Namespace) -> Outcome:
@@ -180,10 +170,9 @@ def prompt_reader(args: argparse.Namespace) -> Callable[[Clip], list[Prompt]]:
 
 def skip_options(args: argparse.Namespace, model: ModelFiles) -> SkipOptions:
     """What the command line says about skipping; the rest is as the predictor has it."""
-    names = ("threshold", "strategy", "lookahead", "max_consecutive_skips")
-    changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    if args.warp is not None:
-        changes["warp"] = None if args.warp == "none" else args.warp
+    changes = given_skip_options(args)
+    if args.threshold is not None:
+        changes["threshold"] = args.threshold
     return dataclasses.replace(model.skipping, **changes)
 
 
@@ -216,13 +205,6 @@ def figures(name: str, work: Work) -> str:
 # The command line
 
 
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (--help lists the options)\n")
-
-
 def draft_type(read: Callable[[str], Draft]) -> Callable[[str], Draft]:
     """A reader of prompts whose ValueErrors argparse shows as they are."""
 
@@ -245,14 +227,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add_prompt_options(parser)
     add_result_options(parser)
-    add_model_options(parser)
+    add = parser.add_argument_group("model and frame skipping (defaults are the predictor's)").add_argument
+    add_model_options(add)
+    add_skip_options(add, help="0 is SAM 2 itself (default: 0.05)")
     args = parser.parse_args(argv)
     if bool(args.drafts) == (args.prompts is not None):
         parser.error("say what to track: with --box, --point and --mask, or with --prompts FILE.json for many videos")
-    if args.config is None and args.checkpoint is not None:
-        parser.error("--checkpoint needs its --config")
-    if args.config is not None and args.checkpoint is None:
-        parser.error("--config and --checkpoint belong together: give both, or neither for the embedded model")
+    check_model_options(parser, args)
     if args.fps is not None and not 0 < args.fps < math.inf:
         parser.error(f"argument --fps: must be positive, got {args.fps:g}")
     return args
@@ -289,32 +270,17 @@ def add_result_options(parser: argparse.ArgumentParser) -> None:
     add("--verbose", action="store_true", help="log skipped frames, and where failures come from")
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("model and frame skipping (defaults are the predictor's)").add_argument
-    add("--config", help='model config: "tiny", "large", a YAML file ... (default: the embedded model)')
-    add("--checkpoint", type=Path, help="weights that belong to --config")
-    add("--device", help="cuda, mps or cpu (default: the best there is)")
-    add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    add("--strategy", metavar="NAME", help="naive, mask_aware or memory_guided (default: naive)")
-    add("--threshold", type=float, metavar="T", help="0 is SAM 2 itself (default: 0.05)")
-    add("--warp", choices=("auto", "flow", "none"), help="carry masks along by optical flow, or copy them (none)")
-    add("--lookahead", type=int, metavar="FRAMES", help="answer skipped frames from both sides (memory_guided)")
-    add("--max-consecutive-skips", type=int, metavar="FRAMES", help="then process a frame (default: no limit)")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 1 where a video failed, 2 where nothing could be done."""
     args = parse(argv)
     if args.verbose:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        outcome = run(args)
-    except (ImportError, OSError, ValueError, RuntimeError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command with --resume goes on", file=sys.stderr)
-        return 130
+    return exit_code(lambda: command(args))
+
+
+def command(args: argparse.Namespace) -> int:
+    """Do what the command line says; returns the exit status."""
+    outcome = run(args)
     report(outcome)
     return outcome.status
 

@@ -183,12 +183,13 @@ class Hiera(nn.Module):
         stretched = F.interpolate(self.pos_embed, size=hw, mode="bicubic")
         side = self.pos_embed_window.shape[-1]
         tiles = self.pos_embed_window.tile(1, 1, -(-hw[0] // side), -(-hw[1] // side))[..., : hw[0], : hw[1]]
-        return (stretched + tiles).permute(0, 2, 3, 1)
+        return (stretched + tiles).permute(0, 2, 3, 1).contiguous()
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(B, 3, S, S) image -> maps (B, C_i, S/4/2**i, S/4/2**i), finest first; only the coarsest if asked so."""
         x = self.patch_embed(x)
-        x = x + self._get_pos_embed((x.shape[1], x.shape[2]))
+        # The convolution puts channels before rows; every later layer is faster on tokens that lie together.
+        x = x.contiguous() + self._get_pos_embed((x.shape[1], x.shape[2]))
         outputs = []
         for i, block in enumerate(self.blocks):
             x = block(x)

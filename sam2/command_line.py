@@ -1,0 +1,93 @@
+"""What the command lines share: how they read options, show progress and report. Importing it is quick: no torch."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from sam2.frame_skipping import FrameDecision
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (--help lists the options)\n")
+
+
+Add = Callable[..., Any]
+"""`add_argument` of a parser or of a group of it."""
+
+
+def add_model_options(add: Add) -> None:
+    """Which network, and where and how it computes: see `check_model_options`."""
+    add("--config", help='model config: "tiny", "large", a YAML file ... (default: the embedded model)')
+    add("--checkpoint", type=Path, help="weights that belong to --config")
+    add("--device", help="cuda, mps or cpu (default: the best there is)")
+    add("--dtype", choices=DTYPES, default="float32")
+
+
+def check_model_options(parser: Parser, args: argparse.Namespace, *, needs_weights: bool = True) -> None:
+    """Refuse a config without its checkpoint, unless no weights are needed, and the other way round."""
+    if args.config is None and args.checkpoint is not None:
+        parser.error("--checkpoint needs its --config")
+    if args.config is not None and args.checkpoint is None and needs_weights:
+        parser.error("--config and --checkpoint belong together: give both, or neither for the embedded model")
+
+
+def add_skip_options(add: Add, **threshold: Any) -> None:
+    """How frames are skipped; what is not given is as the predictor has it. `threshold`: options of --threshold."""
+    add("--strategy", metavar="NAME", help="naive, mask_aware or memory_guided (default: naive)")
+    add("--threshold", type=float, metavar="T", **threshold)
+    add("--warp", choices=("auto", "flow", "none"), help="carry masks along by optical flow, or copy them (none)")
+    add("--lookahead", type=int, metavar="FRAMES", help="answer skipped frames from both sides (memory_guided)")
+    add("--max-consecutive-skips", type=int, metavar="FRAMES", help="then process a frame (default: no limit)")
+
+
+def given_skip_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What of `add_skip_options` but the threshold the command line says, as fields of `SkipOptions`."""
+    names = ("strategy", "lookahead", "max_consecutive_skips")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if args.warp is not None:
+        given["warp"] = None if args.warp == "none" else args.warp
+    return given
+
+
+class Progress:
+    """One bar over all frames of this process, with the name of what is tracked and the skip rate so far."""
+
+    def __init__(self, total: int, *, is_shown: bool) -> None:
+        from tqdm import tqdm
+
+        self.bar = tqdm(total=total, unit="frame", disable=not is_shown)
+        self.skipped = 0
+
+    def start(self, name: str) -> None:
+        """Go on to another video."""
+        self.bar.set_description(name)
+
+    def count(self, decision: FrameDecision) -> None:
+        """Count a frame."""
+        from sam2.frame_skipping import SKIPPED
+
+        self.skipped += decision.action in SKIPPED
+        self.bar.set_postfix_str(f"skipped {self.skipped / (self.bar.n + 1):.0%}", refresh=False)
+        self.bar.update()
+
+
+def exit_code(act: Callable[[], int]) -> int:
+    """Run a command; what makes it impossible is one line on standard error and the exit code 2."""
+    try:
+        return act()
+    except (ImportError, OSError, ValueError, RuntimeError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command with --resume goes on", file=sys.stderr)
+        return 130
