@@ -298,7 +298,11 @@ def _local_copy(ckpt_path: str) -> str:
 
 def load_weights(model: nn.Module, ckpt_path: str | Path) -> None:
     """Load a checkpoint strictly. Raises RuntimeError listing what is missing, unexpected or of another shape."""
-    weights = read_state_dict(ckpt_path)
+    put_weights(model, read_state_dict(ckpt_path), ckpt_path)
+
+
+def put_weights(model: nn.Module, weights: Mapping[str, Tensor], ckpt_path: str | Path) -> None:
+    """`load_weights` of a checkpoint that was read."""
     expected = model.state_dict()
     problems = {
         "missing": sorted(expected.keys() - weights.keys()),
@@ -312,7 +316,7 @@ def load_weights(model: nn.Module, ckpt_path: str | Path) -> None:
     if any(problems.values()):
         listed = "; ".join(f"{len(names)} {kind}: {_shorten(names)}" for kind, names in problems.items() if names)
         raise RuntimeError(f"ckpt_path {str(ckpt_path)!r} does not fit the config: {listed}")
-    model.load_state_dict(weights)
+    model.load_state_dict(dict(weights))
     logger.info("Loaded %d tensors from %s", len(weights), ckpt_path)
 
 

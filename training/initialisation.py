@@ -1,15 +1,40 @@
-"""A start for the mask decoder from which it learns quickly where a click or a box is."""
+"""What a run starts from: a checkpoint, and a mask decoder that learns quickly where a click or a box is."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import cast
 
 import torch
+from torch import Tensor
 
+from sam2.build_sam import put_weights, read_state_dict
 from sam2.modeling.sam.transformer import Attention, TwoWayAttentionBlock, TwoWayTransformer
 from sam2.modeling.sam2_base import SAM2Base
 
+MEMORY_PLACES = "maskmem_tpos_enc"
+
 SHARPNESS = 1.5  # weight of a position feature in a query and in a key
+
+
+def start_from(network: SAM2Base, checkpoint: str | Path) -> None:
+    """Load a checkpoint, also one of a network that remembers more frames than this one.
+
+    Raises:
+        FileNotFoundError: no such file. RuntimeError: it does not fit otherwise.
+    """
+    weights = dict(read_state_dict(checkpoint))
+    if MEMORY_PLACES in weights:
+        weights[MEMORY_PLACES] = nearest_places(weights[MEMORY_PLACES], network.num_maskmem)
+    put_weights(network, weights, checkpoint)
+
+
+def nearest_places(places: Tensor, num_maskmem: int) -> Tensor:
+    """Encodings of the places in memory (n, 1, 1, M), the most recent frame's first and the prompted frames' last: the
+    last, and those of the nearest frames, `num_maskmem` in all. Fewer are left as they are."""
+    if len(places) <= num_maskmem or num_maskmem == 0:
+        return places
+    return torch.cat([places[: num_maskmem - 1], places[-1:]])
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ from sam2.modeling.sam2_base import resolve_dtype
 from training.attention import fast_attention
 from training.checkpoints import RESUME_FILE, load_run, save_run
 from training.clips import ClipBatch
-from training.initialisation import attend_by_position
+from training.initialisation import attend_by_position, start_from
 from training.logs import RunLog
 from training.losses import BatchResult
 from training.model import ClipModel
@@ -61,9 +61,11 @@ class Trainer:
         self.device = _device(recipe)
         torch.manual_seed(recipe.seed)
         network = build_sam2(
-            recipe.model, _checkpoint(recipe.init_from), device=self.device, mode="train", apply_postprocessing=False,
+            recipe.model, device=self.device, mode="train", apply_postprocessing=False,
             hydra_overrides_extra=recipe.model_overrides,
         )  # fmt: skip
+        if recipe.init_from is not None and not resume:
+            start_from(network, _checkpoint(recipe.init_from))
         if recipe.positional_heads and not resume:
             attend_by_position(network, recipe.positional_heads)
         self.model = ClipModel(network, recipe.loss).to(self.device).train()
@@ -234,9 +236,9 @@ def _batch_seed(seed: int, step: int, number: int) -> int:
     return int(np.random.SeedSequence([seed, step, number]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def _checkpoint(path: str | None) -> str | Path | None:
+def _checkpoint(path: str) -> str | Path:
     """The checkpoint to start from: a file or address, or one that comes with the package."""
-    if path is None or Path(path).is_file() or not packaged_file(path).is_file():
+    if Path(path).is_file() or not packaged_file(path).is_file():
         return path
     return packaged_file(path)
 

@@ -1,14 +1,16 @@
-"""Heads that attend by position from the start."""
+"""What a run starts from: a checkpoint, and heads that attend by position."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from sam2.build_sam import build_sam2
 from sam2.modeling.sam2_base import SAM2Base
-from training.initialisation import attend_by_position
+from training.initialisation import MEMORY_PLACES, attend_by_position, nearest_places, start_from
 
 
 def attention_by_place(network: SAM2Base, pixel: float) -> torch.Tensor:
@@ -42,3 +44,16 @@ def test_only_the_heads_asked_for_change(network: SAM2Base):
 def test_more_heads_than_there_are_is_refused(network: SAM2Base):
     with pytest.raises(ValueError, match="positional_heads must be from 0 to 8, got 9"):
         attend_by_position(network, 9)
+
+
+def test_a_checkpoint_that_remembers_more_frames_gives_its_nearest_places(network: SAM2Base, tmp_path: Path):
+    weights = network.state_dict()
+    weights[MEMORY_PLACES] = torch.arange(7.0)[:, None, None, None].expand(7, 1, 1, 64).clone()
+    torch.save({"model": weights}, tmp_path / "more.pt")
+    start_from(network, tmp_path / "more.pt")
+    assert network.maskmem_tpos_enc[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 6]  # the last is that of prompted frames
+
+    wider = build_sam2("nano", device="cpu", hydra_overrides_extra=["++model.num_maskmem=8"])
+    with pytest.raises(RuntimeError, match=r"maskmem_tpos_enc \(model \(8, 1, 1, 64\), checkpoint \(7, 1, 1, 64\)\)"):
+        start_from(wider, tmp_path / "more.pt")
+    assert nearest_places(weights[MEMORY_PLACES], 1)[:, 0, 0, 0].tolist() == [6]
