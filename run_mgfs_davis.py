@@ -348,7 +348,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     add("--davis_root", type=Path, help="folder with JPEGImages, Annotations and ImageSets")
     add("--split", default="val", help="ImageSets/2017/<split>.txt (default: val)")
     add("--sequences", nargs="+", metavar="NAME", help="only these sequences")
-    add_model_options(add)
+    add_model_options(add, checkpoint="weights that belong to --config (--plan needs none)")
     add("--output", type=Path, default=Path("outputs"), help="folder for the results (default: outputs)")
     add("--resume", action="store_true", help="keep the sequences that are finished, if their settings are the same")
     add("--verbose", action="store_true", help="log every frame that is skipped")

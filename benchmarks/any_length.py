@@ -234,6 +234,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--original", type=Path, default=Path(tempfile.gettempdir()) / "original_sam2")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(argv)
+    if args.checkpoint is not None and not args.checkpoint.is_file():
+        parser.error(f"--checkpoint: no such file: {args.checkpoint}")
     sys.path.insert(0, str(ROOT))
     import torch
 
@@ -247,7 +249,8 @@ def main(argv: list[str] | None = None) -> int:
         config = NANO if args.config == "nano" else args.config
         if args.checkpoint is None:
             torch.save(seeded_weights(config, args.image_size, seed=0), folder / "weights.pt")
-        if config == NANO:  # the original has no such config, and finds configs in its own folder only
+        # The original finds configs in its own folder only, and has none of this one; ours may have changed.
+        if config == NANO or not (original / "sam2" / config).is_file():
             shutil.copy(ROOT / config, original / "sam2" / config)
         weights = folder / "weights.pt" if args.checkpoint is None else args.checkpoint.resolve()
         job = {"checkpoint": str(weights), "image_size": args.image_size, "device": args.device, "dtype": args.dtype}

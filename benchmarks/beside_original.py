@@ -6,7 +6,9 @@
 
 `sam2==1.1.0` is installed from PyPI into its own folder, away from the environment. The two processes take turns, so
 that a busy machine slows both alike; figures are medians over the tracked frames, ratios are medians of each frame's
-ours / original. Weights are drawn from a seed: they make every path numerically visible, and say nothing of quality.
+ours / original. The original loads all frames when a clip is opened, ours each when its turn comes: the row "and its
+loading" adds to the whole frame what opening the clip took for it. Weights are drawn from a seed: they make every path
+numerically visible, and say nothing of quality.
 """
 
 from __future__ import annotations

@@ -35,12 +35,13 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from sam2.build_sam import build_sam2_video_predictor
+from sam2.command_line import Parser, check_model_options, exit_code
 from sam2.modeling.sam2_utils import sample_one_point_from_error_center
 from sam2.utils.davis import DavisRoot, merge_masks, read_label_map
 from sam2.utils.drawn_clips import random_clip
 from sam2.utils.optical_flow import estimate_flow, to_grey, warp_mask_forward
 from sam2.utils.video_io import ImageFiles, overlay
-from sam2.utils.vos_metrics import Scores, score_label_maps
+from sam2.utils.vos_metrics import Scores, annotated_objects, score_label_maps
 
 PROMPTS = ("mask", "box", "click")
 DRAWN_SIZE = (480, 854)  # height, width
@@ -176,8 +177,17 @@ def measure_drawn(number: int, count: int, num_frames: int, difficulty: float, m
 
 
 def read(root: DavisRoot, name: str) -> Clip:
-    """A sequence of a folder."""
-    return Clip(name, root.frame_paths(name), [read_label_map(path) for path in root.annotation_paths(name)])
+    """A sequence of a folder. Raises ValueError where its first frame shows no object."""
+    labels = annotated_objects([read_label_map(path) for path in root.annotation_paths(name)]).label_maps
+    clip = Clip(name, root.frame_paths(name), labels)
+    if not clip.obj_ids:
+        raise ValueError(f"{name}: the first frame's annotation has no object")
+    return clip
+
+
+def measure_sequence(root: DavisRoot, name: str, model: Model) -> list[Row]:
+    """All methods on a sequence of a folder."""
+    return measure(read(root, name), model)
 
 
 def frames_per_second(clip: Clip, model: Model, repeats: int) -> float:
@@ -234,10 +244,10 @@ def run(args: argparse.Namespace) -> list[Row]:
     """Measure, print, write."""
     model = Model(args.config, args.checkpoint, args.dtype, 1)
     root = None if args.davis_root is None else DavisRoot.open(args.davis_root)
-    clips = [] if root is None else [read(root, name) for name in root.sequences(args.split)]
+    names = [] if root is None else root.sequences(args.split)
     rows: list[Row] = []
     with ProcessPoolExecutor(args.processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        real = [pool.submit(measure, clip, model) for clip in clips]
+        real = [pool.submit(measure_sequence, root, name, model) for name in names if root is not None]
         drawn = [
             pool.submit(measure_drawn, number, args.clips, args.frames, args.difficulty, model)
             for number in range(args.clips)
@@ -246,7 +256,7 @@ def run(args: argparse.Namespace) -> list[Row]:
             rows += job.result()
     print(table(rows))
     alone = model._replace(threads=args.threads)
-    _predictor.cache_clear()
+    clips = [read(root, name) for name in names] if root is not None else []
     for clip in clips or [draw(0, 1, args.frames, 0.0)]:
         print(f"{clip.name}: {frames_per_second(clip, alone, args.repeats):.1f} frames/s, {args.threads} threads")
     if args.json:
@@ -259,7 +269,7 @@ def run(args: argparse.Namespace) -> list[Row]:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--davis_root", type=Path, help="folder with JPEGImages and Annotations")
     add("--split", default="val", help="ImageSets/2017/<split>.txt (default: val)")
@@ -279,17 +289,19 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--clips must be 0 or more, --frames 3 or more, --processes, --threads and --repeats 1 or more")
     if args.clips == 0 and args.davis_root is None:
         parser.error("nothing to measure: give --davis_root or --clips")
+    check_model_options(parser, args)
     return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     args = parse(argv)
-    try:
-        run(args)
-    except (FileNotFoundError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: command(args))
+
+
+def command(args: argparse.Namespace) -> int:
+    """Do what the command line says."""
+    run(args)
     return 0
 
 

@@ -25,10 +25,10 @@ Add = Callable[..., Any]
 """`add_argument` of a parser or of a group of it."""
 
 
-def add_model_options(add: Add) -> None:
-    """Which network, and where and how it computes: see `check_model_options`."""
+def add_model_options(add: Add, checkpoint: str = "weights that belong to --config") -> None:
+    """Which network, and where and how it computes: see `check_model_options`. `checkpoint`: help of --checkpoint."""
     add("--config", help='model config: "tiny", "large", a YAML file ... (default: the embedded model)')
-    add("--checkpoint", type=Path, help="weights that belong to --config")
+    add("--checkpoint", type=Path, help=checkpoint)
     add("--device", help="cuda, mps or cpu (default: the best there is)")
     add("--dtype", choices=DTYPES, default="float32")
 

@@ -73,7 +73,7 @@ def load_run(
 
     Raises:
         FileNotFoundError: nothing to resume in this folder.
-        RuntimeError: it was written by a run of another network.
+        RuntimeError: it was written by a run of another network. ValueError: with other optimisers.
     """
     path = folder / RESUME_FILE
     if not path.is_file():

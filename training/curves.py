@@ -22,17 +22,24 @@ BINS = 40
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
-    """The rows of a log. Raises FileNotFoundError where there is none."""
+    """The whole rows of a log, none where there is no log: the run may be under way, or may not measure."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there: give the --output folder of a training run")
+        return []
     with path.open(newline="") as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        rows = list(csv.DictReader(file))
+    return [{name: float(value) for name, value in row.items()} for row in rows if None not in row.values()]
 
 
 def run_curves(folder: Path) -> list[Curve]:
-    """What a run's logs show, J and IoU from 0 to 1."""
-    measured, trained = read_rows(folder / "validation.csv"), read_rows(folder / "train.csv")
-    curves = [Curve(f"held-out clips, {kind}", [Point(row["step"], row[kind]) for row in measured]) for kind in KINDS]
+    """What a run's logs show, J and IoU from 0 to 1. Raises FileNotFoundError where there is no run."""
+    measured, trained = (read_rows(folder / f"{name}.csv") for name in ("validation", "train"))
+    if not trained:
+        raise FileNotFoundError(f"{folder / 'train.csv'} has no row: give the --output folder of a training run")
+    curves = [
+        Curve(f"held-out clips, {kind}", [Point(row["step"], row[kind]) for row in measured])
+        for kind in KINDS
+        if measured
+    ]
     tracked = np.array([(row["step"], row["tracked_iou"]) for row in trained if np.isfinite(row["tracked_iou"])])
     parts = np.array_split(tracked, min(BINS, len(tracked))) if len(tracked) else []
     points = [Point(*part.mean(axis=0)) for part in parts]

@@ -41,10 +41,11 @@ class Optimisers:
         return {"parts": [part.state_dict() for part in self.parts]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state. Raises ValueError if it is of other optimisers."""
-        if len(state["parts"]) != len(self.parts):
-            raise ValueError(f"the saved state is of {len(state['parts'])} optimisers, this run has {len(self.parts)}")
-        for part, saved in zip(self.parts, state["parts"], strict=True):
+        """Go on from a saved state, also of AdamW by itself. Raises ValueError if it is of other optimisers."""
+        parts = state.get("parts", [state])
+        if len(parts) != len(self.parts):
+            raise ValueError(f"the saved state is of {len(parts)} optimisers, this run has {len(self.parts)}")
+        for part, saved in zip(self.parts, parts, strict=True):
             part.load_state_dict(saved)
 
 

@@ -125,10 +125,16 @@ def test_the_trunk_keeps_its_position_map_only_while_it_is_right():
     first = trunk._get_pos_embed((16, 16))
     assert trunk._get_pos_embed((16, 16)) is first
     assert trunk._get_pos_embed((8, 16)).shape == (1, 8, 16, 8)
-    trunk.pos_embed.fill_(1.0)
-    changed = trunk._get_pos_embed((16, 16))
-    assert not torch.equal(changed, first) and torch.equal(changed, trunk._make_pos_embed((16, 16)))
-    trunk.to(torch.float64)
-    assert trunk._get_pos_embed((16, 16)).dtype == torch.float64
+    for change in (
+        lambda: trunk.pos_embed.data.fill_(1.0),  # unnoticed by autograd, as fused optimisers are
+        lambda: trunk.pos_embed_window.fill_(2.0),
+        lambda: setattr(trunk, "pos_embed", torch.nn.Parameter(torch.full_like(trunk.pos_embed, 3.0))),
+        lambda: trunk.to(torch.float64),
+    ):
+        before = trunk._get_pos_embed((16, 16))
+        change()
+        after = trunk._get_pos_embed((16, 16))
+        assert after.dtype != before.dtype or not torch.equal(after, before)
+        assert torch.equal(after, trunk._make_pos_embed((16, 16)))
     with torch.enable_grad():
         assert trunk._get_pos_embed((16, 16)).requires_grad

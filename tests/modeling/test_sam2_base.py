@@ -49,7 +49,6 @@ def test_an_input_size_that_32_does_not_divide_is_refused():
         build(image_size=100)
 
 
-@torch.inference_mode()
 def test_a_network_fitted_to_another_size_is_the_one_built_for_it():
     built, fitted = build(image_size=96), build(image_size=64)
     fitted.load_state_dict(built.state_dict())
@@ -62,6 +61,7 @@ def test_a_network_fitted_to_another_size_is_the_one_built_for_it():
         fitted.fit_image_size(100)
 
 
+@torch.inference_mode()
 def test_track_step_takes_and_gives_what_upstreams_does(model):
     outputs = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
     points = {"point_coords": torch.tensor([[[40.0, 50.0]]]), "point_labels": torch.tensor([[1]], dtype=torch.int32)}

@@ -29,5 +29,11 @@ def test_a_picture_is_written_and_a_folder_without_a_run_is_named(tmp_path: Path
     write_logs(tmp_path, 4)
     main([str(tmp_path), "--picture", str(tmp_path / "run.png")])
     assert Image.open(tmp_path / "run.png").size == (900, 560)
-    with pytest.raises(SystemExit, match="validation.csv is not there"):
+    with pytest.raises(SystemExit, match="train.csv has no row"):
         main([str(tmp_path / "none"), "--picture", str(tmp_path / "none.png")])
+
+
+def test_a_run_under_way_that_does_not_measure_is_shown_without_its_last_half_row(tmp_path: Path):
+    (tmp_path / "train.csv").write_text("step,tracked_iou,other\n10,0.5,1\n20,0.6")
+    (curve,) = run_curves(tmp_path)
+    assert [(point.x, point.y) for point in curve.points] == [(10, 0.5)]

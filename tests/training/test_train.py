@@ -29,6 +29,7 @@ def test_one_command_trains_and_another_one_resumes(tmp_path: Path):
         "workers=0",
         "validation.every=0",
         "device=cpu",
+        "optimiser.kind=adamw",  # which every torch has
         "stages=[{steps: 1, frames: 2, clips: 1, lr: 0.001, lr_end: 0.001}]",
     ]
     options.append(f"model_overrides={OVERRIDES}")

@@ -101,6 +101,18 @@ class BlockSpec(NamedTuple):
     pools: bool
 
 
+class KeptMap(NamedTuple):
+    """A position map (1, H, W, C), the grid it is for, and copies of the weights it was made from."""
+
+    hw: tuple[int, int]
+    learned: list[Tensor]
+    positions: Tensor
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a, b)
+
+
 class Hiera(nn.Module):
     """The image trunk: four stages of blocks, each stage at half the resolution and twice the width of the last.
 
@@ -137,7 +149,7 @@ class Hiera(nn.Module):
         self.patch_embed = PatchEmbed(embed_dim=embed_dim)
         self.pos_embed = nn.Parameter(torch.zeros(1, embed_dim, *self.window_pos_embed_bkg_spatial_size))
         self.pos_embed_window = nn.Parameter(torch.zeros(1, embed_dim, window_spec[0], window_spec[0]))
-        self._kept_pos_embed: tuple[tuple[object, ...], Tensor] | None = None
+        self._kept_pos_embed: KeptMap | None = None
         specs = self._block_specs(embed_dim, num_heads, stages, dim_mul, head_mul)
         self.blocks = nn.ModuleList(
             MultiScaleBlock(
@@ -170,13 +182,14 @@ class Hiera(nn.Module):
 
     def _get_pos_embed(self, hw: tuple[int, int]) -> Tensor:
         """Position map of a (H, W) grid of tokens -> (1, H, W, C), kept until the weights or the grid change."""
-        learned = (self.pos_embed, self.pos_embed_window)
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or any(p.is_inference() for p in learned):
+        # On a GPU making it takes no time, and to compare weights is to wait for them.
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or self.pos_embed.device.type != "cpu":
             return self._make_pos_embed(hw)
-        made_from = (hw, *((p.data_ptr(), p._version, p.device, p.dtype) for p in learned))
-        if self._kept_pos_embed is None or self._kept_pos_embed[0] != made_from:
-            self._kept_pos_embed = (made_from, self._make_pos_embed(hw))
-        return self._kept_pos_embed[1]
+        kept, learned = self._kept_pos_embed, (self.pos_embed, self.pos_embed_window)
+        if kept is None or kept.hw != hw or not all(map(_same, kept.learned, learned)):
+            kept = KeptMap(hw, [p.detach().clone() for p in learned], self._make_pos_embed(hw))
+            self._kept_pos_embed = kept
+        return kept.positions
 
     def _make_pos_embed(self, hw: tuple[int, int]) -> Tensor:
         """The stretched background plus a tile per window."""

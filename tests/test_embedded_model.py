@@ -1,0 +1,111 @@
+"""How well a small model tracks: what is measured, and on what."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks import embedded_model
+from benchmarks.embedded_model import Clip, Row, chained_flow, copied, draw, main, read, row_of, table
+from sam2.build_sam import build_sam2_video_predictor
+from sam2.utils.davis import DavisRoot
+from sam2.utils.drawn_clips import DrawnClip, draw_clip, write_davis_layout
+
+
+class Here:
+    """Stands for a pool of processes: does everything at once, here."""
+
+    def __init__(self, *args, **options):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        pass
+
+    def submit(self, function, *args):
+        self.value = function(*args)
+        return type("Done", (), {"result": lambda _, value=self.value: value})()
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    predictor = build_sam2_video_predictor(device="cpu", hydra_overrides_extra=["++model.image_size=64"])
+    predictor.skip_mad_threshold = 0
+    monkeypatch.setattr(embedded_model, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(embedded_model, "_predictor", lambda model: predictor)
+    monkeypatch.setattr(embedded_model, "DRAWN_SIZE", (96, 128))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    clip = draw_clip(4, 96, 128, num_objects=2, seed=4)
+    return write_davis_layout(tmp_path_factory.mktemp("davis"), {"a": clip})
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_every_method_is_measured_on_the_folder_and_on_drawn_clips(root, tmp_path, capsys):
+    figures, picture = tmp_path / "figures.json", tmp_path / "masks.png"
+    options = ["--davis_root", str(root.root), "--clips", "2", "--frames", "3", "--repeats", "1"]
+    assert main([*options, "--json", str(figures), "--picture", str(picture)]) == 0
+    rows = json.loads(figures.read_text())
+    methods = ["first mask copied", "optical flow chained", "mask", "box", "click"]
+    assert [row["method"] for row in rows] == 3 * methods
+    assert [row["difficulty"] for row in rows[::5]] == [None, 0.0, 0.9]
+    assert all(row["j_and_f"] == pytest.approx((row["j"] + row["f"]) / 2) for row in rows)
+    assert Image.open(picture).width == 4 * embedded_model.PICTURE_WIDTH
+    printed = capsys.readouterr().out
+    assert "2 drawn" in printed and "a: " in printed and "frames/s" in printed
+
+
+def test_methods_without_a_network_are_as_good_as_the_clip_is_still():
+    still = draw_clip(4, 96, 128, num_objects=2, seed=4, motion="still")
+    moving = draw_clip(4, 96, 128, num_objects=1, seed=1, motion="fast")
+    for drawn, is_still in ((still, True), (moving, False)):
+        clip = Clip("c", drawn.frames, list(drawn.labels))
+        scores = [row_of(clip, "m", method(clip)).j for method in (copied, chained_flow)]
+        if is_still:
+            assert scores[0] == 1.0 and scores[1] > 0.97
+        else:
+            assert scores[0] < scores[1] < 1.0
+
+
+def test_black_and_white_annotations_are_one_object_and_void_is_none(tmp_path):
+    clip = draw_clip(3, 96, 128, num_objects=1, seed=4)
+    for name, labels in (("white", clip.labels * 255), ("void", np.where(clip.labels == 0, 255, clip.labels))):
+        made = write_davis_layout(tmp_path / name, {"a": DrawnClip(clip.frames, labels.astype(np.uint8))})
+        found = read(made, "a")
+        assert found.obj_ids == [1] and row_of(found, "m", list(clip.labels)).j == 1.0
+
+
+def test_drawn_clips_are_evenly_difficult_and_the_table_sums_them_up_by_thirds():
+    assert [draw(n, 3, 1, 0.8).difficulty for n in range(3)] == [0.0, 0.4, 0.8]
+    rows = [Row(f"drawn {n}", "mask", 0, 0, n / 6, {}, n / 6) for n in range(6)]
+    printed = table(rows).splitlines()
+    assert [line.split()[-1] for line in printed[1:]] == ["0.083", "0.417", "0.750", "0.417"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--clips", "0"], "nothing to measure: give --davis_root or --clips"),
+        (["--frames", "2"], "--frames 3 or more"),
+        (["--config", "tiny"], "--config and --checkpoint belong together"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(options, message, capsys):
+    with pytest.raises(SystemExit):
+        main(options)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_sequence_that_starts_without_an_object_is_named(tmp_path, capsys):
+    clip = draw_clip(4, 96, 128, num_objects=1, seed=4)
+    clip.labels[0] = 0
+    root = write_davis_layout(tmp_path, {"late": clip})
+    assert main(["--davis_root", str(root.root), "--clips", "0"]) == 2
+    assert "late: the first frame's annotation has no object" in capsys.readouterr().err
+    assert DavisRoot.open(root.root).sequences("val") == ["late"]
