@@ -55,7 +55,7 @@ def test_a_config_may_be_an_absolute_path_a_dict_or_an_omegaconf():
     for config in (by_path, as_dict):
         model = build_sam2(config, device="cpu", hydra_overrides_extra=SMALL)
         assert model.image_size == 64
-        assert OmegaConf.create(config).model.image_size == 256, "the caller's config must stay as it is"
+        assert OmegaConf.create(config).model.image_size == 352, "the caller's config must stay as it is"
 
 
 def test_a_config_that_is_not_there_names_those_that_are():
@@ -202,7 +202,7 @@ def test_building_works_inside_before_and_after_a_users_own_hydra(tmp_path):
     )
     code = "import runpy, sys; sys.argv = ['app.py']; runpy.run_path('app.py', run_name='__main__')"
     output = run_python(code, tmp_path)
-    assert "inside 64" in output and "after 256 64" in output
+    assert "inside 64" in output and "after 352 64" in output
 
 
 def test_two_threads_can_build_at_once():
@@ -352,7 +352,7 @@ def test_the_optimised_predictor_compiles_its_parts_whole_and_keeps_names_and_an
     clip = draw_clip(4, 96, 128, num_objects=1, seed=3)
     answers = []
     for vos_optimized in (False, True):
-        # 128 pixels, where the config's rotary tables are made for 256.
+        # 128 pixels, where the config's rotary tables are made for 352.
         predictor = build_sam2_video_predictor(
             "nano", NANO, device="cpu", vos_optimized=vos_optimized,
             hydra_overrides_extra=["++model.image_size=128", "++model.skip_mad_threshold=0"],

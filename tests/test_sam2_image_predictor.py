@@ -75,7 +75,7 @@ def test_a_batch_of_images_of_two_sizes_gives_the_recorded_answers(original, gol
 
 @pytest.fixture(scope="module")
 def model():
-    return build_sam2(device="cpu")
+    return build_sam2(device="cpu", hydra_overrides_extra=["++model.image_size=256"])
 
 
 @pytest.fixture
@@ -191,7 +191,9 @@ def test_any_input_size_divisible_by_32_works(size):
 
 def test_bfloat16_answers_are_float32_and_near_those_of_float32(predictor):
     expected = predictor.predict(**CLICK, return_logits=True)
-    reduced = SAM2ImagePredictor(build_sam2(device="cpu", dtype="bfloat16"))
+    reduced = SAM2ImagePredictor(
+        build_sam2(device="cpu", dtype="bfloat16", hydra_overrides_extra=["++model.image_size=256"])
+    )
     reduced.set_image(picture())
     for found, wanted in zip(reduced.predict(**CLICK, return_logits=True), expected, strict=True):
         assert found.dtype == np.float32
@@ -199,7 +201,9 @@ def test_bfloat16_answers_are_float32_and_near_those_of_float32(predictor):
 
 
 def test_encoder_and_decoder_both_calculate_in_the_models_own_dtype(predictor):
-    reduced = SAM2ImagePredictor(build_sam2(device="cpu", dtype="bfloat16"))
+    reduced = SAM2ImagePredictor(
+        build_sam2(device="cpu", dtype="bfloat16", hydra_overrides_extra=["++model.image_size=256"])
+    )
     reduced.set_image(picture())
     assert not torch.equal(reduced.get_image_embedding().float(), predictor.get_image_embedding())
     reduced._features = predictor._features

@@ -27,7 +27,7 @@ def test_every_strategy_is_measured_at_every_pace_on_the_first_frames(root, tmp_
     rates = [(each["strategy"], each["step"], each["skip_rate"]) for each in speeds]
     assert rates == [("off", 1, 0.0), *((name, *pace) for name in STRATEGIES for pace in ((2, 2 / 5), (4, 3 / 5)))]
     assert speeds[0]["speedup"] == 1.0 and speeds[0]["skipped_ms"] is None
-    assert "5 frames of a, 1 objects; embedded model, 256 pixels, float32; cpu" in capsys.readouterr().out
+    assert "5 frames of a, 1 objects; embedded model, 352 pixels, float32; cpu" in capsys.readouterr().out
 
 
 def test_a_paced_strategy_measures_every_frame_and_decides_by_age():

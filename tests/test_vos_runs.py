@@ -58,7 +58,7 @@ def test_sequences_are_shared_out_longest_first_to_whoever_has_least():
 def test_the_embedded_model_is_found_without_building_it():
     model = ModelFiles.find(None, None)
     weights = packaged_file("checkpoints", EMBEDDED.checkpoint).read_bytes()
-    assert (model.image_size, model.skipping) == (256, SkipOptions())
+    assert (model.image_size, model.skipping) == (352, SkipOptions())
     assert model.checkpoint_sha256 == hashlib.sha256(weights).hexdigest()
 
 

@@ -14,8 +14,10 @@ import torch
 from omegaconf import OmegaConf
 
 from sam2.build_sam import build_sam2_video_predictor
+from sam2.modeling.outputs import FrameFeatures
 from training.checkpoints import RESUME_FILE, WEIGHTS_FILE
 from training.loop import NonFiniteLoss, Trainer
+from training.model import ClipModel
 from training.recipe import Recipe, Stage, Validation
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -64,10 +66,27 @@ def test_a_killed_run_resumes_to_the_same_weights(recipe: Recipe, tmp_path: Path
 def test_the_exported_checkpoint_loads_and_the_run_is_measured_from_its_start(recipe: Recipe, tmp_path: Path):
     Trainer(replace(recipe, validation=Validation(every=2, clips=2, frames=2)), tmp_path).run()
     predictor = build_sam2_video_predictor(recipe.model, tmp_path / WEIGHTS_FILE, device="cpu")
-    assert predictor.num_maskmem == 7
+    assert predictor.num_maskmem == 5
     rows = log_rows(tmp_path, "validation")
     assert [row["step"] for row in rows] == ["0", "2", "3"]
     assert all(0 <= float(row[kind]) <= 1 for row in rows for kind in ("mask", "box", "click"))
+
+
+def test_a_stage_may_train_at_another_size_and_is_measured_at_the_models(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    sizes: list[tuple[int, ...]] = []
+    encode = ClipModel._encode
+
+    def seen(self: ClipModel, frames: torch.Tensor) -> FrameFeatures:
+        sizes.append(tuple(frames.shape[-2:]))
+        return encode(self, frames)
+
+    monkeypatch.setattr(ClipModel, "_encode", seen)
+    stages = [replace(recipe.stages[0], steps=1, image_size=size) for size in (96, None)]
+    Trainer(replace(recipe, stages=stages, validation=Validation(every=1, clips=1, frames=2)), tmp_path).run()
+    measured = [(64, 64)] * 3  # by mask, box and click
+    assert sizes == [*measured, (96, 96), *measured, (64, 64), *measured]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
