@@ -128,7 +128,7 @@ def test_a_still_clip_is_skipped_but_for_its_prompted_frame_and_gets_faster(pred
     state = predictor.init_state(list(still.frames))
     predictor.add_new_mask(state, 0, 1, still.labels[0] == 1)
     predictor.skip_strategy = "naive"
-    found = calibrate(predictor, state, thresholds=[0.05])
+    found = calibrate(predictor, state, 0.9, thresholds=[0.05])
     assert found.skip_rate == found.points[0].skip_rate == 7 / 8
     assert found.speedup > 2
     state.frames.close()

@@ -46,7 +46,7 @@ def predictor(model):
 
 @pytest.fixture
 def state(predictor, clip):
-    state = predictor.init_state(list(clip.frames))
+    state = predictor.init_state(list(clip.frames), keep="all")  # the model's memory is shorter than the clip
     predictor.add_new_mask(state, 0, 1, clip.labels[0] == 1)
     predictor.add_new_mask(state, 0, 2, clip.labels[0] == 2)
     yield state

@@ -69,9 +69,9 @@ def test_only_the_frames_within_reach_of_the_position_and_of_prompts_keep_their_
     for t, _, _ in predictor.propagate_in_video(state, progress=False):
         known = state.track(1)
         assert all(t - s <= predictor.reach or s - 2 <= predictor.reach for s in known.propagated)
-    assert predictor.reach == 6
-    assert sorted(known.propagated) == [*range(3, 9), *range(LENGTH - 7, LENGTH)]
-    assert sorted(known.faded) == list(range(9, LENGTH - 7))
+    assert predictor.reach == 4
+    assert sorted(known.propagated) == [*range(3, 7), *range(LENGTH - 5, LENGTH)]
+    assert sorted(known.faded) == list(range(7, LENGTH - 5))
     outputs = state["output_dict_per_obj"][0]["non_cond_frame_outputs"]
     assert sorted(outputs) == list(range(3, LENGTH)) and outputs[12]["maskmem_features"] is None
 
@@ -100,8 +100,8 @@ def test_masks_of_skipped_frames_are_packed_too(predictor, clip):
     finally:
         predictor.skip_mad_threshold = 0
     known = state.track(1)
-    assert sorted(known.carried) == [*range(1, 7), *range(LENGTH - 7, LENGTH)]
-    assert sorted(known.faded_carried) == list(range(7, LENGTH - 7))
+    assert sorted(known.carried) == [*range(1, 5), *range(LENGTH - 5, LENGTH)]
+    assert sorted(known.faded_carried) == list(range(5, LENGTH - 5))
     assert iou(predictor.clear_all_prompts_in_frame(state, 12, 1)[2], masks[12]) > 0.98
 
 
@@ -117,7 +117,7 @@ def test_what_reaches_back_to_dropped_memory_is_answered_nearly_alike_and_says_s
 
     with caplog.at_level(logging.WARNING):
         window = answer("window")
-        assert "frame 15 remembers frames 9, 10, 11, 12, 13, 14, whose memory was dropped" in caplog.text
+        assert "frame 15 remembers frames 11, 12, 13, 14, whose memory was dropped" in caplog.text
         assert caplog.text.count("remembers frames") == 1
         everything = answer("all")
         assert not caplog.text

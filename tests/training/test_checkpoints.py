@@ -84,4 +84,5 @@ def test_a_saved_run_comes_back(network: SAM2Base, recipe: Recipe, tmp_path: Pat
     assert resumed.step == 7 and resumed.recipe["stages"][0]["steps"] == 3
     assert all(torch.equal(saved[name], value) for name, value in network.state_dict().items())
     assert torch.equal(averaged.values["no_mem_embed"], average.values["no_mem_embed"])
-    assert len(fresh.state_dict()["state"]) == len(optimiser.state_dict()["state"])
+    (restored,), (written,) = fresh.state_dict()["parts"], optimiser.state_dict()["parts"]
+    assert len(restored["state"]) == len(written["state"]) > 0
