@@ -123,12 +123,14 @@ def test_where_no_threshold_keeps_the_fidelity_it_says_to_skip_nothing(predictor
     assert found[:4] == (0.0, 1.0, 0.0, 1.0) and len(found.points) == 2
 
 
-def test_a_still_clip_is_skipped_but_for_its_prompted_frame_and_gets_faster(predictor):
+def test_a_still_clip_is_skipped_but_for_its_prompted_frame_and_gets_faster():
+    nano = packaged_file("checkpoints", "sam2.1_hiera_nano.pt")  # at its own size: on smaller pictures masks flicker
+    predictor = build_sam2_video_predictor("nano", nano, device="cpu")
     still = draw_clip(8, 96, 128, num_objects=1, seed=1, motion="still")
     state = predictor.init_state(list(still.frames))
     predictor.add_new_mask(state, 0, 1, still.labels[0] == 1)
     predictor.skip_strategy = "naive"
-    found = calibrate(predictor, state, 0.9, thresholds=[0.05])
+    found = calibrate(predictor, state, thresholds=[0.05])
     assert found.skip_rate == found.points[0].skip_rate == 7 / 8
     assert found.speedup > 2
     state.frames.close()
