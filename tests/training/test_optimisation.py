@@ -70,6 +70,15 @@ def test_both_optimisers_go_on_from_a_saved_state():
         build_optimiser(whole, Optimiser()).load_state_dict(trained(whole, options, 1))  # type: ignore[arg-type]
 
 
+def test_a_state_of_adamw_by_itself_is_gone_on_from(network: SAM2Base):
+    written = build_optimiser(network, Optimiser())
+    network.no_mem_embed.grad = torch.ones_like(network.no_mem_embed)
+    written.step()
+    fresh = build_optimiser(network, Optimiser())
+    fresh.load_state_dict(written.parts[0].state_dict())
+    assert len(fresh.parts[0].state) == 1
+
+
 def test_muon_is_refused_where_torch_has_none(network: SAM2Base, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delattr(torch.optim, "Muon", raising=False)
     with pytest.raises(ValueError, match="optimiser.kind muon needs torch 2.9 or later"):
