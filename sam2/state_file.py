@@ -20,7 +20,7 @@ from sam2.utils.change_detection import Search
 from sam2.utils.files import replacing
 from sam2.utils.skip_gate import GateMemo
 from sam2.utils.video_io import StrPath
-from sam2.video_memory import FadedOutput, PackedMask, pack_masks
+from sam2.video_memory import FadedOutput, PackedMask, PointerRow, pack_masks
 from sam2.video_state import CarriedMask, ObjectId, ObjectTrack, PausedRun, VideoState
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ def _join_packed(packed: list[PackedMask]) -> dict[str, Any]:
 
 
 def _split_packed(stored: Mapping[str, Any]) -> list[PackedMask]:
-    data, packed, start = stored["data"].numpy().tobytes(), [], 0
+    data, packed, start = memoryview(stored["data"].numpy().tobytes()), [], 0
     for length, height, width in stored["sizes"]:
         packed.append(PackedMask(data[start : start + length], height, width))
         start += length
@@ -222,9 +222,9 @@ def _pack_faded(faded: Mapping[int, FadedOutput]) -> dict[str, Any] | None:
 def _unpack_faded(stored: Mapping[str, Any] | None, device: torch.device) -> dict[int, FadedOutput]:
     if stored is None:
         return {}
-    pointers = [pointer.clone() for pointer in stored["pointers"].to(device).split(1)]
-    rows = zip(stored["frames"], _split_packed(stored["packed"]), pointers, stored["scores"], strict=True)
-    return {t: FadedOutput(packed, pointer, *scores) for t, packed, pointer, scores in rows}
+    pointers = stored["pointers"].to(device)
+    rows = zip(stored["frames"], _split_packed(stored["packed"]), stored["scores"], strict=True)
+    return {t: FadedOutput(packed, PointerRow(pointers, i), *scores) for i, (t, packed, scores) in enumerate(rows)}
 
 
 def _pack_carried(carried: Mapping[int, CarriedMask]) -> dict[str, Any]:

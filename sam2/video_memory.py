@@ -19,6 +19,7 @@ from sam2.modeling.outputs import FrameOutput
 LEVELS_PER_UNIT = 6  # of asinh(2 logit): fine at the edge of a mask, coarse away from it
 LARGEST_LEVEL = 21  # stands for all logits beyond 7.6, which are far from the edge: only their side is kept
 FAR_LOGIT = 10.0  # what they come back as; memory takes it for certain
+BLOCK_BYTES, BLOCK_ROWS = 2**19, 512  # of a `Shelf`
 
 
 class PackedMask(NamedTuple):
@@ -27,7 +28,7 @@ class PackedMask(NamedTuple):
     Logits from -7.6 to 7.6 come back to within 9 %, or 0.09 near 0, the others as -10 and 10.
     """
 
-    data: bytes
+    data: bytes | memoryview
     height: int
     width: int
 
@@ -50,6 +51,48 @@ def unpack_mask(packed: PackedMask) -> Tensor:
     return torch.where(levels.abs() >= LARGEST_LEVEL, far, (levels / LEVELS_PER_UNIT).sinh() / 2)[None, None]
 
 
+class PointerRow(NamedTuple):
+    """One object pointer among many."""
+
+    block: Tensor  # (BLOCK_ROWS, C)
+    row: int
+
+    @property
+    def pointer(self) -> Tensor:
+        """(1, C), without copying."""
+        return self.block[self.row : self.row + 1]
+
+
+class Shelf:
+    """Room for what a session keeps for long, in a few large blocks. A block goes when nothing in it is kept any more.
+
+    Thousands of small pieces, each allocated between the network's large temporaries, would split the memory that
+    those free: at 1024 pixels the process would grow by a fifth over 2,000 frames.
+    """
+
+    def __init__(self) -> None:
+        self._bytes = memoryview(bytearray())  # the free end of the newest block
+        self._pointers: tuple[Tensor, int] | None = None  # the newest block of pointers, and its first free row
+
+    def keep_mask(self, packed: PackedMask) -> PackedMask:
+        """The same mask, on the shelf."""
+        size = len(packed.data)
+        if size > len(self._bytes):
+            self._bytes = memoryview(bytearray(max(size, BLOCK_BYTES)))
+        kept, self._bytes = self._bytes[:size], self._bytes[size:]
+        kept[:] = packed.data
+        return packed._replace(data=kept.toreadonly())
+
+    def keep_pointer(self, pointer: Tensor) -> PointerRow:
+        """A copy of a pointer (1, C), on its device."""
+        block, row = self._pointers or (pointer, len(pointer))
+        if row == len(block) or (block.dtype, block.device) != (pointer.dtype, pointer.device):
+            block, row = pointer.new_empty(BLOCK_ROWS, pointer.shape[1]), 0
+        block[row] = pointer[0]
+        self._pointers = block, row + 1
+        return PointerRow(block, row)
+
+
 @dataclass(frozen=True, slots=True)
 class FadedOutput:
     """A tracked frame whose memory map is gone. Its object pointer is the exact one.
@@ -58,7 +101,7 @@ class FadedOutput:
     """
 
     packed: PackedMask
-    obj_ptr: Tensor  # (1, C)
+    pointer: PointerRow
     object_score: float  # logit
     predicted_iou: float
 
@@ -66,12 +109,17 @@ class FadedOutput:
     maskmem_pos_enc = None
 
     @classmethod
-    def of(cls, outputs: Sequence[FrameOutput]) -> list[FadedOutput]:
+    def of(cls, outputs: Sequence[FrameOutput], shelf: Shelf) -> list[FadedOutput]:
         """What is kept of outputs of one object each."""
         packed = pack_masks(torch.cat([output.pred_masks for output in outputs]))
         scores = torch.stack([_scores(output) for output in outputs]).tolist()
-        # Copies, because a pointer may be a part of a larger tensor.
-        return [cls(mask, out.obj_ptr.clone(), *row) for mask, out, row in zip(packed, outputs, scores, strict=True)]
+        rows = zip(packed, outputs, scores, strict=True)
+        return [cls(shelf.keep_mask(mask), shelf.keep_pointer(out.obj_ptr), *row) for mask, out, row in rows]
+
+    @property
+    def obj_ptr(self) -> Tensor:
+        """(1, C)."""
+        return self.pointer.pointer
 
     @property
     def pred_masks(self) -> Tensor:

@@ -22,7 +22,7 @@ from sam2.modeling.outputs import FrameFeatures, FrameOutput, PointInputs
 from sam2.utils.change_detection import GateFrame
 from sam2.utils.frame_loader import FrameLoader
 from sam2.utils.skip_gate import GateMemo
-from sam2.video_memory import FadedOutput, PackedMask, pack_masks, unpack_mask
+from sam2.video_memory import FadedOutput, PackedMask, Shelf, pack_masks, unpack_mask
 
 ObjectId = Hashable
 
@@ -133,7 +133,7 @@ class ObjectTrack:
                 del store[t]
 
 
-def fade(tracks: Sequence[ObjectTrack], position: int, reach: int) -> None:
+def fade(tracks: Sequence[ObjectTrack], position: int, reach: int, shelf: Shelf) -> None:
     """Pack what is more than `reach` frames from `position` and from every prompt; only masks and pointers stay.
 
     Around an object's prompts everything stays, because tracking starts there, in either direction.
@@ -145,14 +145,14 @@ def fade(tracks: Sequence[ObjectTrack], position: int, reach: int) -> None:
         outputs += [(track, t) for t in track.propagated if _distance(t, anchors) > reach]
         carried += [(track, t) for t in track.carried if _distance(t, anchors) > reach]
     if outputs:
-        faded = FadedOutput.of([track.propagated.pop(t) for track, t in outputs])
+        faded = FadedOutput.of([track.propagated.pop(t) for track, t in outputs], shelf)
         for (track, t), output in zip(outputs, faded, strict=True):
             track.faded[t] = output
     if carried:
         masks = [track.carried.pop(t) for track, t in carried]
         packed = pack_masks(torch.cat([each.logits for each in masks]))
         for (track, t), before, after in zip(carried, masks, packed, strict=True):
-            track.faded_carried[t] = before._replace(masks=after)
+            track.faded_carried[t] = before._replace(masks=shelf.keep_mask(after))
 
 
 def _distance(frame_idx: int, anchors: list[int]) -> int:
@@ -190,6 +190,7 @@ class VideoState(Mapping[str, Any]):
     memory_position: Tensor | None = None  # (1, mem_dim, h, w) position encoding that all memory maps share
     decision_of: dict[int, FrameDecision] = field(default_factory=dict)  # the last one on each frame
     paused: PausedRun | None = None
+    shelf: Shelf = field(default_factory=Shelf)  # where packed masks and their pointers are kept
     is_closed: bool = False
 
     @property
@@ -249,6 +250,7 @@ class VideoState(Mapping[str, Any]):
         self.objects.clear()
         self.decision_of.clear()
         self.features = self.memory_position = self.paused = None
+        self.shelf = Shelf()
 
     def check_open(self) -> None:
         """Raises ValueError if the session was closed."""

@@ -1,9 +1,12 @@
 """Packed masks: what comes back of what was kept."""
 
+import tracemalloc
+
+import numpy as np
 import torch
 
 from sam2.modeling.outputs import FrameOutput
-from sam2.video_memory import FadedOutput, pack_masks, unpack_mask
+from sam2.video_memory import BLOCK_BYTES, BLOCK_ROWS, FadedOutput, PackedMask, Shelf, pack_masks, unpack_mask
 
 
 def pack_one(logits):
@@ -53,8 +56,43 @@ def test_a_faded_output_keeps_pointer_and_scores_and_reads_like_an_output():
     pointers = torch.randn(3, 8)
     output = FrameOutput(smooth_logits(32), pointers[1:2], torch.full((1, 1), 2.5), ious=torch.full((1, 1), 0.75))
     output.maskmem_features = torch.zeros(1, 4, 2, 2)
-    (faded,) = FadedOutput.of([output])
-    assert torch.equal(faded.obj_ptr, pointers[1:2])
-    assert faded.obj_ptr.untyped_storage().nbytes() == 8 * 4, "a pointer of its own, not a part of the batch's"
+    (faded,) = FadedOutput.of([output], Shelf())
+    expected = pointers[1:2].clone()
+    pointers.zero_()
+    assert torch.equal(faded.obj_ptr, expected), "a copy, which does not keep the batch's pointers"
     assert (faded.object_score_logits.item(), faded.ious.item()) == (2.5, 0.75)
     assert faded["maskmem_features"] is None and faded["pred_masks"].shape == (1, 1, 32, 32)
+
+
+def test_pieces_on_a_shelf_share_blocks_and_keep_what_they_are():
+    shelf, rng = Shelf(), np.random.default_rng(0)
+    given = [PackedMask(rng.bytes(size), 4, 5) for size in rng.integers(1, BLOCK_BYTES // 3, 10)]
+    given.append(PackedMask(rng.bytes(2 * BLOCK_BYTES), 4, 5))  # larger than a block
+    kept = [shelf.keep_mask(packed) for packed in given]
+    assert [(bytes(k.data), k.height, k.width) for k in kept] == [(g.data, 4, 5) for g in given]
+    assert all(k.data.readonly for k in kept)
+    assert len({id(k.data.obj) for k in kept}) < len(kept) - 1
+    pointers = torch.randn(BLOCK_ROWS + 3, 2)
+    rows = [shelf.keep_pointer(pointer[None]) for pointer in pointers]
+    assert torch.equal(torch.cat([row.pointer for row in rows]), pointers)
+    assert len({row.block.data_ptr() for row in rows}) == 2
+    half = shelf.keep_pointer(torch.ones(1, 2, dtype=torch.bfloat16))
+    assert half.pointer.dtype == torch.bfloat16 and torch.equal(half.pointer.float(), torch.ones(1, 2))
+
+
+def test_a_block_goes_with_the_last_piece_in_it():
+    def blocks() -> int:
+        return round(tracemalloc.get_traced_memory()[0] / BLOCK_BYTES)
+
+    tracemalloc.start()
+    try:
+        shelf, kept = Shelf(), []
+        for _ in range(20):
+            kept.append(shelf.keep_mask(PackedMask(bytes(BLOCK_BYTES // 4), 4, 5)))
+        assert blocks() == 5
+        del kept[:-6]  # as a stream forgets its oldest frames
+        assert blocks() == 2
+        del shelf, kept[:]
+        assert blocks() == 0
+    finally:
+        tracemalloc.stop()
