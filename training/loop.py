@@ -29,7 +29,13 @@ from training.initialisation import attend_by_position, start_from
 from training.logs import RunLog
 from training.losses import BatchResult
 from training.model import ClipModel
-from training.optimisation import AveragedWeights, build_optimiser, learning_rate, set_learning_rate
+from training.optimisation import (
+    AveragedWeights,
+    build_optimiser,
+    frozen_parameters,
+    learning_rate,
+    set_learning_rate,
+)
 from training.recipe import Recipe, Stage
 from training.samples import SampleDraw, open_batches
 from training.sources import Wanted
@@ -77,9 +83,8 @@ class Trainer:
         elif (self.folder / RESUME_FILE).exists():
             raise FileExistsError(f"{self.folder} holds a run already: resume it (--resume) or choose another folder")
         self.parallel: nn.Module = self.model
-        if self.ranks > 1:
-            # Which parts of the network a step uses depends on its prompts.
-            self.parallel = DistributedDataParallel(self.model, find_unused_parameters=True)
+        for number, stage in enumerate(recipe.stages):
+            frozen_parameters(network, stage, number)  # a wrong name is told now, not in the middle of the run
         self.folder.mkdir(parents=True, exist_ok=True)
         self.log = RunLog(self.folder, self.step) if self.rank == 0 else None
         measures = self.rank == 0 and recipe.validation.every > 0
@@ -138,6 +143,7 @@ class Trainer:
         if begin >= stage.steps:
             return
         recipe = self.recipe
+        self._freeze(number, stage)
         size = stage.image_size or self.image_size
         self.model.network.fit_image_size(size)
         wanted = Wanted(stage.frames, size, stage.max_objects)
@@ -146,6 +152,15 @@ class Trainer:
         loader = iter(open_batches(draw, stage, steps, workers=recipe.workers, rank=self.rank, ranks=self.ranks))
         for _ in range(begin, stage.steps):
             yield [next(loader) for _ in range(stage.accumulate)]
+
+    def _freeze(self, number: int, stage: Stage) -> None:
+        """Leave the stage's frozen parts without gradients, and share out those of the others."""
+        frozen = frozen_parameters(self.model.network, stage, number)
+        for name, parameter in self.model.network.named_parameters():
+            parameter.requires_grad_(name not in frozen)
+        if self.ranks > 1:
+            # Which parts of the network a step uses depends on its prompts.
+            self.parallel = DistributedDataParallel(self.model, find_unused_parameters=True)
 
     def _train_step(self, stage: Stage, stage_step: int, batches: list[ClipBatch]) -> dict[str, float]:
         """One step of the optimiser; the numbers to report."""

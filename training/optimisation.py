@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sam2.modeling.sam2_base import SAM2Base
+from training.muon import Muon
 from training.recipe import Optimiser, Stage
 
 TRUNK = "image_encoder.trunk."
@@ -54,12 +55,9 @@ def build_optimiser(network: SAM2Base, options: Optimiser) -> Optimisers:
     matrices = {f"{name}.weight" for name, module in network.named_modules() if isinstance(module, nn.Linear)}
     if options.kind == "adamw":
         return Optimisers([_adamw(network, options, dict(network.named_parameters()))])
-    if not hasattr(torch.optim, "Muon"):
-        raise ValueError(f"optimiser.kind muon needs torch 2.9 or later, this is {torch.__version__}")
     rest = {name: p for name, p in network.named_parameters() if name not in matrices}
     groups = _groups(network, options, {n: p for n, p in network.named_parameters() if n in matrices})
-    # Updates as large as AdamW's, so that both go by the same learning rate (Liu et al. 2025, arXiv:2502.16982).
-    muon = torch.optim.Muon(groups, lr=0.0, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    muon = Muon(groups, lr=0.0)
     return Optimisers([muon, _adamw(network, options, rest)])
 
 
@@ -88,6 +86,24 @@ def _lr_scale(network: SAM2Base, name: str, options: Optimiser) -> float:
     trunk = network.image_encoder.trunk
     depth = trunk.get_num_layers() + 1 - trunk.get_layer_id(name.removeprefix(TRUNK))
     return options.trunk_lr * options.layer_decay**depth
+
+
+def frozen_parameters(network: nn.Module, stage: Stage, number: int) -> set[str]:
+    """The names of the parameters that stage `number` leaves as they are.
+
+    Raises:
+        ValueError: a name in `freeze` is of no part of the network, or nothing would be left to train.
+    """
+    names = [name for name, _ in network.named_parameters()]
+    frozen: set[str] = set()
+    for part in stage.freeze:
+        within = {name for name in names if f"{name}.".startswith(f"{part}.")}
+        if not within:
+            raise ValueError(f"stages.{number}.freeze: the network has no part {part!r}")
+        frozen |= within
+    if len(frozen) == len(names):
+        raise ValueError(f"stages.{number}.freeze: nothing is left to train")
+    return frozen
 
 
 def learning_rate(stage: Stage, step: int) -> float:

@@ -62,6 +62,7 @@ class Stage:
     image_size: int | None = None  # pixels of each side; None takes the model's own
     accumulate: int = 1  # forward and backward passes of `clips` clips per step
     max_objects: int = 3  # per clip
+    freeze: list[str] = field(default_factory=list)  # parts that stay as they are, e.g. "image_encoder.trunk"
     difficulty: list[float] = field(default_factory=lambda: [0.0, 1.0])  # of drawn clips, lowest and highest
     prompts: PromptMix = field(default_factory=PromptMix)
 
@@ -70,7 +71,7 @@ class Stage:
 class Optimiser:
     """How gradients become steps."""
 
-    kind: str = "adamw"  # or "muon": Muon for matrices (Jordan et al. 2024), AdamW for the rest; needs torch 2.9
+    kind: str = "adamw"  # or "muon": Muon for matrices (Jordan et al. 2024), AdamW for the rest
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     weight_decay: float = 0.05  # of matrices; vectors, norms and embeddings have none
     layer_decay: float = 1.0  # the learning rate of a trunk block is this much lower than that of the block after it

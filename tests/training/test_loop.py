@@ -89,6 +89,34 @@ def test_a_stage_may_train_at_another_size_and_is_measured_at_the_models(
     assert sizes == [*measured, (96, 96), *measured, (64, 64), *measured]
 
 
+def test_a_stage_leaves_what_it_freezes_as_it_is(recipe: Recipe, tmp_path: Path):
+    trainer = Trainer(
+        replace(recipe, stages=[replace(recipe.stages[0], steps=1, freeze=parts) for parts in (["image_encoder"], [])]),
+        tmp_path,
+    )
+    named = dict(trainer.model.network.named_parameters())
+    before = {name: value.detach().clone() for name, value in named.items()}
+    changed: list[set[str]] = []
+    after = trainer._after_step
+
+    def compare(*args: object) -> None:
+        changed.append({name for name, value in named.items() if not torch.equal(value, before[name])})
+        after(*args)  # type: ignore[arg-type]
+
+    trainer._after_step = compare  # type: ignore[method-assign]
+    trainer.run()
+    assert "memory_attention.layers.0.linear1.weight" in changed[0]
+    assert not any(name.startswith("image_encoder.") for name in changed[0])
+    assert any(name.startswith("image_encoder.trunk.") for name in changed[1])
+
+
+def test_a_part_to_freeze_that_is_not_there_is_told_before_anything_is_trained(recipe: Recipe, tmp_path: Path):
+    stages = [recipe.stages[0], replace(recipe.stages[0], freeze=["encoder"])]
+    with pytest.raises(ValueError, match=r"stages\.1\.freeze: the network has no part 'encoder'"):
+        Trainer(replace(recipe, stages=stages), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -129,16 +157,18 @@ def test_a_changed_recipe_is_pointed_out_when_resuming(
 
 @pytest.mark.slow
 def test_two_processes_train_one_network(recipe: Recipe, tmp_path: Path):
-    written = asdict(replace(recipe, stages=[replace(recipe.stages[0], steps=2)], threads=1))
+    stages = [replace(recipe.stages[0], steps=1, freeze=parts) for parts in ([], ["image_encoder.trunk"], [])]
+    written = asdict(replace(recipe, stages=stages, threads=1))
     OmegaConf.save(OmegaConf.create(written), tmp_path / "recipe.yaml")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "training.train", str(tmp_path / "recipe.yaml"), "--output", str(tmp_path / "run")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
     done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert torch.load(tmp_path / "run" / RESUME_FILE, weights_only=True)["step"] == 2
+    assert torch.load(tmp_path / "run" / RESUME_FILE, weights_only=True)["step"] == 3
 
     # Two processes take the same clips as one that adds up two batches; their gradients are means of both.
-    Trainer(replace(recipe, stages=[replace(recipe.stages[0], steps=2, accumulate=2)]), tmp_path / "alone").run()
+    stages = [replace(stage, accumulate=2) for stage in stages]
+    Trainer(replace(recipe, stages=stages), tmp_path / "alone").run()
     norms = [[float(row["grad_norm"]) for row in log_rows(tmp_path / name)] for name in ("run", "alone")]
     assert norms[0] == pytest.approx(norms[1], rel=1e-3)

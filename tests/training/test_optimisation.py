@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sam2.modeling.sam2_base import SAM2Base
-from training.optimisation import AveragedWeights, build_optimiser, learning_rate
+from training.optimisation import AveragedWeights, build_optimiser, frozen_parameters, learning_rate
 from training.recipe import Optimiser, Stage
 
 
@@ -34,7 +34,6 @@ def test_every_parameter_is_trained_and_only_matrices_decay(network: SAM2Base):
         assert matching and not decayed.intersection(matching), ending
 
 
-@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch 2.9 brought Muon")
 def test_muon_takes_the_weights_of_linear_layers_and_adamw_the_rest(network: SAM2Base):
     settings = settings_by_name(network, Optimiser(kind="muon", weight_decay=0.1))
     assert settings == settings_by_name(network, Optimiser(weight_decay=0.1))
@@ -45,7 +44,6 @@ def test_muon_takes_the_weights_of_linear_layers_and_adamw_the_rest(network: SAM
     assert {names[id(p)] for group in adamw.param_groups for p in group["params"]} == settings.keys() - orthogonal
 
 
-@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch 2.9 brought Muon")
 def test_both_optimisers_go_on_from_a_saved_state():
     def trained(layers: nn.Module, options: Optimiser, steps: int, state: dict | None = None) -> dict:
         optimiser = build_optimiser(layers, options)  # type: ignore[arg-type]
@@ -79,10 +77,20 @@ def test_a_state_of_adamw_by_itself_is_gone_on_from(network: SAM2Base):
     assert len(fresh.parts[0].state) == 1
 
 
-def test_muon_is_refused_where_torch_has_none(network: SAM2Base, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delattr(torch.optim, "Muon", raising=False)
-    with pytest.raises(ValueError, match="optimiser.kind muon needs torch 2.9 or later"):
-        build_optimiser(network, Optimiser(kind="muon"))
+def test_frozen_parameters_are_those_of_the_named_parts(network: SAM2Base):
+    def frozen(*parts: str) -> set[str]:
+        return frozen_parameters(network, Stage(freeze=list(parts)), 2)
+
+    every = {name for name, _ in network.named_parameters()}
+    assert frozen() == set()
+    assert frozen("image_encoder.trunk") == {name for name in every if name.startswith("image_encoder.trunk.")}
+    assert frozen("no_mem_embed", "obj_ptr_proj.layers.0") == {
+        "no_mem_embed", "obj_ptr_proj.layers.0.weight", "obj_ptr_proj.layers.0.bias",
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=r"stages\.2\.freeze: the network has no part 'image_enc'"):
+        frozen("image_enc")
+    with pytest.raises(ValueError, match=r"stages\.2\.freeze: nothing is left to train"):
+        frozen(*(name for name, _ in network.named_children()), *(n for n, _ in network.named_parameters(recurse=False)))
 
 
 def test_the_trunk_learns_slower_the_deeper_a_layer_is(network: SAM2Base):
