@@ -26,9 +26,8 @@ def descend(optimiser: torch.optim.Optimizer, params: list[nn.Parameter], steps:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_orthogonalised_matrices_keep_their_directions_and_lose_their_lengths(shape: tuple[int, int]):
-    matrices = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0)) * torch.tensor([1e-3, 1, 10, 1e3])[
-        :, None, None
-    ]
+    matrices = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))
+    matrices *= torch.tensor([1e-3, 1, 10, 1e3])[:, None, None]
     found = orthogonalised(matrices)
     assert found.shape == matrices.shape and found.dtype == matrices.dtype
     u, lengths, v = torch.linalg.svd(matrices, full_matrices=False)
