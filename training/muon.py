@@ -44,18 +44,19 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     alike[parameter.shape].append(parameter)
             for shape, parameters in alike.items():
-                updates = orthogonalised(torch.stack([self._momentum(p, group["momentum"]) for p in parameters]))
+                directions = [self._direction(p, p.grad, group["momentum"]) for p in parameters]
+                updates = orthogonalised(torch.stack(directions))
                 rate = group["lr"] * LIKE_ADAMW * math.sqrt(max(shape))
                 for parameter, update in zip(parameters, updates, strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-rate)
 
-    def _momentum(self, parameter: Tensor, momentum: float) -> Tensor:
-        """Take in the gradient; the direction to go."""
+    def _direction(self, parameter: Tensor, gradient: Tensor, momentum: float) -> Tensor:
+        """Take in the gradient; where to go."""
         state = self.state[parameter]
         if not state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
-        average = state["momentum_buffer"].lerp_(parameter.grad, 1 - momentum)
-        return parameter.grad.lerp(average, momentum)
+        average = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
+        return gradient.lerp(average, momentum)
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:
