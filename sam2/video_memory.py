@@ -8,7 +8,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from sam2.modeling.outputs import FrameOutput
 LEVELS_PER_UNIT = 6  # of asinh(2 logit): fine at the edge of a mask, coarse away from it
 LARGEST_LEVEL = 21  # stands for all logits beyond 7.6, which are far from the edge: only their side is kept
 FAR_LOGIT = 10.0  # what they come back as; memory takes it for certain
-BLOCK_BYTES, BLOCK_ROWS = 2**19, 512  # of a `Shelf`
+BLOCK_BYTES, BLOCK_ROWS = 2**18, 256  # of a `Shelf`
 
 
 class PackedMask(NamedTuple):
@@ -31,6 +31,10 @@ class PackedMask(NamedTuple):
     data: bytes | memoryview
     height: int
     width: int
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copied and pickled with bytes of its own."""
+        return PackedMask, (bytes(self.data), self.height, self.width)
 
 
 def pack_masks(logits: Tensor) -> list[PackedMask]:
@@ -52,19 +56,23 @@ def unpack_mask(packed: PackedMask) -> Tensor:
 
 
 class PointerRow(NamedTuple):
-    """One object pointer among many."""
+    """One object pointer among many: a tensor of its own would be one more small piece, see `Shelf`."""
 
     block: Tensor  # (BLOCK_ROWS, C)
     row: int
 
     @property
-    def pointer(self) -> Tensor:
-        """(1, C), without copying."""
+    def tensor(self) -> Tensor:
+        """The pointer (1, C), without copying."""
         return self.block[self.row : self.row + 1]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copied and pickled without the others."""
+        return PointerRow, (self.tensor.clone(), 0)
 
 
 class Shelf:
-    """Room for what a session keeps for long, in a few large blocks. A block goes when nothing in it is kept any more.
+    """Room for what is kept of an object for long, in a few large blocks. A block goes with the last thing in it.
 
     Thousands of small pieces, each allocated between the network's large temporaries, would split the memory that
     those free: at 1024 pixels the process would grow by a fifth over 2,000 frames.
@@ -72,7 +80,7 @@ class Shelf:
 
     def __init__(self) -> None:
         self._bytes = memoryview(bytearray())  # the free end of the newest block
-        self._pointers: tuple[Tensor, int] | None = None  # the newest block of pointers, and its first free row
+        self._next: PointerRow | None = None  # the first free row of the newest block
 
     def keep_mask(self, packed: PackedMask) -> PackedMask:
         """The same mask, on the shelf."""
@@ -85,12 +93,13 @@ class Shelf:
 
     def keep_pointer(self, pointer: Tensor) -> PointerRow:
         """A copy of a pointer (1, C), on its device."""
-        block, row = self._pointers or (pointer, len(pointer))
-        if row == len(block) or (block.dtype, block.device) != (pointer.dtype, pointer.device):
-            block, row = pointer.new_empty(BLOCK_ROWS, pointer.shape[1]), 0
-        block[row] = pointer[0]
-        self._pointers = block, row + 1
-        return PointerRow(block, row)
+        place = self._next
+        if place is None or place.row == BLOCK_ROWS or place.tensor.dtype != pointer.dtype:
+            with torch.inference_mode(False):  # a block made in inference mode could not be written outside
+                place = PointerRow(pointer.new_empty(BLOCK_ROWS, pointer.shape[1]), 0)
+        place.tensor.copy_(pointer)
+        self._next = PointerRow(place.block, place.row + 1)
+        return place
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,17 +118,19 @@ class FadedOutput:
     maskmem_pos_enc = None
 
     @classmethod
-    def of(cls, outputs: Sequence[FrameOutput], shelf: Shelf) -> list[FadedOutput]:
-        """What is kept of outputs of one object each."""
+    def of(cls, outputs: Sequence[FrameOutput], shelves: Sequence[Shelf]) -> list[FadedOutput]:
+        """What is kept of outputs of one object each, on the shelf of each."""
         packed = pack_masks(torch.cat([output.pred_masks for output in outputs]))
         scores = torch.stack([_scores(output) for output in outputs]).tolist()
-        rows = zip(packed, outputs, scores, strict=True)
-        return [cls(shelf.keep_mask(mask), shelf.keep_pointer(out.obj_ptr), *row) for mask, out, row in rows]
+        return [
+            cls(shelf.keep_mask(mask), shelf.keep_pointer(output.obj_ptr), *numbers)
+            for shelf, mask, output, numbers in zip(shelves, packed, outputs, scores, strict=True)
+        ]
 
     @property
     def obj_ptr(self) -> Tensor:
         """(1, C)."""
-        return self.pointer.pointer
+        return self.pointer.tensor
 
     @property
     def pred_masks(self) -> Tensor:

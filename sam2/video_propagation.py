@@ -210,7 +210,7 @@ class TrackingRun:
             # A look-ahead shows skipped frames after the key frame beyond them, which is the one to be remembered.
             newest = min if self.reverse else max
             position = newest(frame_idx, self._frame_idx)
-            fade([track for track in tracks if track is not None], position, self.tracker.reach, self.state.shelf)
+            fade([track for track in tracks if track is not None], position, self.tracker.reach)
         return masks.to(self.state.device, copy=True)  # what is yielded is the caller's to change
 
     def _answer(self, decision: FrameDecision, masks: Tensor) -> FrameAnswer:

@@ -61,6 +61,7 @@ class ObjectTrack:
     faded: dict[int, FadedOutput] = field(default_factory=dict)  # propagated, and out of memory's reach since
     faded_carried: dict[int, CarriedMask] = field(default_factory=dict)  # carried long ago, and packed
     tracked: dict[int, bool] = field(default_factory=dict)  # frames propagation passed, and whether in reverse
+    shelf: Shelf = field(default_factory=Shelf, init=False)  # where what has faded is kept
 
     @property
     def bank(self) -> MemoryBank:
@@ -133,7 +134,7 @@ class ObjectTrack:
                 del store[t]
 
 
-def fade(tracks: Sequence[ObjectTrack], position: int, reach: int, shelf: Shelf) -> None:
+def fade(tracks: Sequence[ObjectTrack], position: int, reach: int) -> None:
     """Pack what is more than `reach` frames from `position` and from every prompt; only masks and pointers stay.
 
     Around an object's prompts everything stays, because tracking starts there, in either direction.
@@ -145,14 +146,15 @@ def fade(tracks: Sequence[ObjectTrack], position: int, reach: int, shelf: Shelf)
         outputs += [(track, t) for t in track.propagated if _distance(t, anchors) > reach]
         carried += [(track, t) for t in track.carried if _distance(t, anchors) > reach]
     if outputs:
-        faded = FadedOutput.of([track.propagated.pop(t) for track, t in outputs], shelf)
+        shelves = [track.shelf for track, _ in outputs]
+        faded = FadedOutput.of([track.propagated.pop(t) for track, t in outputs], shelves)
         for (track, t), output in zip(outputs, faded, strict=True):
             track.faded[t] = output
     if carried:
         masks = [track.carried.pop(t) for track, t in carried]
         packed = pack_masks(torch.cat([each.logits for each in masks]))
         for (track, t), before, after in zip(carried, masks, packed, strict=True):
-            track.faded_carried[t] = before._replace(masks=shelf.keep_mask(after))
+            track.faded_carried[t] = before._replace(masks=track.shelf.keep_mask(after))
 
 
 def _distance(frame_idx: int, anchors: list[int]) -> int:
@@ -190,7 +192,6 @@ class VideoState(Mapping[str, Any]):
     memory_position: Tensor | None = None  # (1, mem_dim, h, w) position encoding that all memory maps share
     decision_of: dict[int, FrameDecision] = field(default_factory=dict)  # the last one on each frame
     paused: PausedRun | None = None
-    shelf: Shelf = field(default_factory=Shelf)  # where packed masks and their pointers are kept
     is_closed: bool = False
 
     @property
@@ -250,7 +251,6 @@ class VideoState(Mapping[str, Any]):
         self.objects.clear()
         self.decision_of.clear()
         self.features = self.memory_position = self.paused = None
-        self.shelf = Shelf()
 
     def check_open(self) -> None:
         """Raises ValueError if the session was closed."""

@@ -134,7 +134,7 @@ class VideoTracker(SAM2Base):
         for track in tracks:
             track.tracked[frame_idx] = reverse
         if state.keep == "window":
-            fade(tracks, frame_idx, self.reach, state.shelf)
+            fade(tracks, frame_idx, self.reach)
         return [track.prompted.get(frame_idx) or track.propagated[frame_idx] for track in tracks]
 
     def _batches(

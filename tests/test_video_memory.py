@@ -1,6 +1,7 @@
 """Packed masks: what comes back of what was kept."""
 
 import tracemalloc
+import weakref
 
 import numpy as np
 import torch
@@ -56,7 +57,7 @@ def test_a_faded_output_keeps_pointer_and_scores_and_reads_like_an_output():
     pointers = torch.randn(3, 8)
     output = FrameOutput(smooth_logits(32), pointers[1:2], torch.full((1, 1), 2.5), ious=torch.full((1, 1), 0.75))
     output.maskmem_features = torch.zeros(1, 4, 2, 2)
-    (faded,) = FadedOutput.of([output], Shelf())
+    (faded,) = FadedOutput.of([output], [Shelf()])
     expected = pointers[1:2].clone()
     pointers.zero_()
     assert torch.equal(faded.obj_ptr, expected), "a copy, which does not keep the batch's pointers"
@@ -74,10 +75,10 @@ def test_pieces_on_a_shelf_share_blocks_and_keep_what_they_are():
     assert len({id(k.data.obj) for k in kept}) < len(kept) - 1
     pointers = torch.randn(BLOCK_ROWS + 3, 2)
     rows = [shelf.keep_pointer(pointer[None]) for pointer in pointers]
-    assert torch.equal(torch.cat([row.pointer for row in rows]), pointers)
+    assert torch.equal(torch.cat([row.tensor for row in rows]), pointers)
     assert len({row.block.data_ptr() for row in rows}) == 2
     half = shelf.keep_pointer(torch.ones(1, 2, dtype=torch.bfloat16))
-    assert half.pointer.dtype == torch.bfloat16 and torch.equal(half.pointer.float(), torch.ones(1, 2))
+    assert half.tensor.dtype == torch.bfloat16 and torch.equal(half.tensor.float(), torch.ones(1, 2))
 
 
 def test_a_block_goes_with_the_last_piece_in_it():
@@ -96,3 +97,22 @@ def test_a_block_goes_with_the_last_piece_in_it():
         assert blocks() == 0
     finally:
         tracemalloc.stop()
+
+
+def test_a_block_of_pointers_goes_with_the_last_pointer_in_it():
+    shelf = Shelf()
+    rows = [shelf.keep_pointer(torch.zeros(1, 2)) for _ in range(BLOCK_ROWS + 1)]
+    block = weakref.ref(rows[0].block)
+    del rows[1:]
+    assert block() is not None
+    del rows[:]
+    assert block() is None
+
+
+def test_pointers_found_in_inference_mode_can_be_followed_by_others():
+    shelf = Shelf()
+    with torch.inference_mode():
+        rows = [shelf.keep_pointer(torch.ones(1, 2))]
+    rows.append(shelf.keep_pointer(torch.zeros(1, 2)))
+    assert torch.cat([row.tensor for row in rows]).tolist() == [[1, 1], [0, 0]]
+    assert rows[0].block is rows[1].block

@@ -1,7 +1,9 @@
 """Sessions of any length and many objects: what is dropped, what is made again, batches, and closing."""
 
+import copy
 import gc
 import logging
+import pickle
 
 import numpy as np
 import pytest
@@ -102,6 +104,7 @@ def test_masks_of_skipped_frames_are_packed_too(predictor, clip):
     known = state.track(1)
     assert sorted(known.carried) == [*range(1, 5), *range(LENGTH - 5, LENGTH)]
     assert sorted(known.faded_carried) == list(range(5, LENGTH - 5))
+    assert len({id(each.masks.data.obj) for each in known.faded_carried.values()}) == 1, "in one block"
     assert iou(predictor.clear_all_prompts_in_frame(state, 12, 1)[2], masks[12]) > 0.98
 
 
@@ -137,7 +140,26 @@ def test_what_is_kept_of_a_frame_is_small(predictor, clip):
     track(predictor, state)
     faded = state.track(1).faded[15]
     assert len(faded.packed.data) < 0.15 * 4 * 32 * 32
-    assert faded.obj_ptr.untyped_storage().nbytes() == 4 * predictor.hidden_dim
+
+
+def test_what_is_kept_of_many_frames_is_in_few_blocks_of_each_object(predictor, clip):
+    state = session(predictor, clip, "window", obj_ids=(1, 2))
+    track(predictor, state)
+    faded = [list(each.faded.values()) for each in state.objects.values()]
+    assert len(faded) > 1 and all(len(outputs) > 5 for outputs in faded)
+    for block_of in (lambda output: output.packed.data.obj, lambda output: output.pointer.block):
+        blocks = [{id(block_of(output)) for output in outputs} for outputs in faded]
+        assert all(len(ids) == 1 for ids in blocks) and len(set.union(*blocks)) == len(faded)
+
+
+def test_old_results_can_be_copied_and_pickled_by_themselves(predictor, clip):
+    state = session(predictor, clip, "window")
+    track(predictor, state)
+    for copy_of in (copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))):
+        known = copy_of(state["output_dict_per_obj"])[0]["non_cond_frame_outputs"][15]
+        expected = state.track(1).faded[15]
+        assert torch.equal(known.pred_masks, expected.pred_masks) and torch.equal(known.obj_ptr, expected.obj_ptr)
+        assert known.obj_ptr.untyped_storage().nbytes() == 4 * predictor.hidden_dim, "without all other pointers"
 
 
 @pytest.mark.parametrize("options", [{"keep": "disk"}, {"corrections": "none"}])

@@ -36,7 +36,7 @@ from training.optimisation import (
     learning_rate,
     set_learning_rate,
 )
-from training.recipe import Recipe, Stage
+from training.recipe import Recipe, Stage, with_defaults
 from training.samples import SampleDraw, open_batches
 from training.sources import Wanted
 from training.validation import held_out_clips, validate
@@ -59,6 +59,7 @@ class Trainer:
     Raises:
         FileNotFoundError: nothing to resume, or no such checkpoint or data folder.
         FileExistsError: the folder holds a run, and this one is not to resume it.
+        ValueError: a stage freezes what is not there, or everything.
     """
 
     def __init__(self, recipe: Recipe, folder: str | Path, *, resume: bool = False) -> None:
@@ -95,8 +96,8 @@ class Trainer:
     def _resume(self) -> None:
         resumed = load_run(self.folder, self.model.network, self.optimiser, self.average)
         self.step = resumed.step
-        now = asdict(self.recipe)
-        changed = [key for key in now if now[key] != resumed.recipe.get(key)]
+        now, saved = asdict(self.recipe), with_defaults(resumed.recipe)
+        changed = [key for key in now if now[key] != saved.get(key)]
         if changed:
             logger.warning("The recipe has changed since this run was saved: %s", ", ".join(changed))
         logger.info("Resuming at step %d", self.step)
@@ -143,7 +144,7 @@ class Trainer:
         if begin >= stage.steps:
             return
         recipe = self.recipe
-        self._freeze(number, stage)
+        self._prepare(number, stage)
         size = stage.image_size or self.image_size
         self.model.network.fit_image_size(size)
         wanted = Wanted(stage.frames, size, stage.max_objects)
@@ -153,8 +154,8 @@ class Trainer:
         for _ in range(begin, stage.steps):
             yield [next(loader) for _ in range(stage.accumulate)]
 
-    def _freeze(self, number: int, stage: Stage) -> None:
-        """Leave the stage's frozen parts without gradients, and share out those of the others."""
+    def _prepare(self, number: int, stage: Stage) -> None:
+        """Choose what the stage trains; its gradients are averaged over the processes, no others are sent."""
         frozen = frozen_parameters(self.model.network, stage, number)
         for name, parameter in self.model.network.named_parameters():
             parameter.requires_grad_(name not in frozen)

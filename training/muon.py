@@ -20,9 +20,10 @@ LIKE_ADAMW = 0.2  # root mean square of AdamW's updates, which these are scaled 
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose every update is replaced by its nearest semi-orthogonal matrix, as large as AdamW's updates.
+    """Momentum whose every update is replaced by nearly its nearest semi-orthogonal matrix.
 
-    One learning rate therefore fits both. Weight decay is decoupled. The state is that of `torch.optim.Muon`.
+    It is as large as AdamW's updates, so that one learning rate fits both. Weight decay is decoupled. The state is
+    that of `torch.optim.Muon`.
 
     Args:
         params: groups of matrices.
@@ -60,9 +61,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:
-    """Bring all singular values of matrices (N, rows, columns) near 1, to within 0.7 and 1.2, by Newton-Schulz steps.
+    """Bring the singular values of matrices (N, rows, columns) near 1, by Newton-Schulz steps.
 
-    In bfloat16 on a GPU, in float32 elsewhere.
+    Those above 0.2 % of the matrix's norm land between 0.68 and 1.21, smaller ones below, zeros at zero. In bfloat16 on
+    a GPU, in float32 elsewhere.
     """
     a, b, c = COEFFICIENTS
     wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -135,6 +135,14 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise ValueError(f"recipe {str(path)!r}: {error}") from error
     _check(recipe)
     return recipe
+
+
+def with_defaults(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe that was saved, perhaps by an earlier version, with the defaults of what is new since."""
+    try:
+        return asdict(cast(Recipe, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), dict(saved)))))
+    except OmegaConfBaseException:  # it has a key that is no longer there
+        return dict(saved)
 
 
 def _apply(config: Any, override: str) -> None:

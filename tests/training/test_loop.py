@@ -155,6 +155,22 @@ def test_a_changed_recipe_is_pointed_out_when_resuming(
     assert "The recipe has changed since this run was saved: stages" in caplog.text
 
 
+def test_a_run_that_was_saved_before_a_key_was_there_counts_as_having_its_default(
+    recipe: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    recipe = replace(recipe, stages=[replace(recipe.stages[0], steps=1)])
+    Trainer(recipe, tmp_path).run()
+    content = torch.load(tmp_path / RESUME_FILE, weights_only=True)
+    del content["recipe"]["stages"][0]["freeze"], content["recipe"]["positional_heads"]
+    torch.save(content, tmp_path / RESUME_FILE)
+    Trainer(recipe, tmp_path, resume=True)
+    assert "has changed" not in caplog.text
+    content["recipe"]["forgotten"] = 1
+    torch.save(content, tmp_path / RESUME_FILE)
+    Trainer(recipe, tmp_path, resume=True)
+    assert "The recipe has changed since this run was saved: positional_heads, stages" in caplog.text
+
+
 @pytest.mark.slow
 def test_two_processes_train_one_network(recipe: Recipe, tmp_path: Path):
     stages = [replace(recipe.stages[0], steps=1, freeze=parts) for parts in ([], ["image_encoder.trunk"], [])]

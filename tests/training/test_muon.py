@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -51,11 +53,18 @@ def test_steps_equal_those_of_torch_within_its_bfloat16():
     descend(mine, ours, 5)
     descend(other, theirs, 5)
     for a, b, before in zip(ours, theirs, start, strict=True):
-        assert (a - b).norm() < 0.02 * (a - before).norm()
+        assert (a - b).norm() < 0.03 * (b - before).norm()
     saved, expected = mine.state_dict()["state"], other.state_dict()["state"]
     assert all(torch.equal(saved[i]["momentum_buffer"], expected[i]["momentum_buffer"]) for i in range(len(ours)))
-    mine.load_state_dict(other.state_dict())  # runs that began with torch's go on with this one
+    mine.load_state_dict(copy.deepcopy(other.state_dict()))  # runs that began with torch's go on with this one
+    with torch.no_grad():
+        for a, b in zip(ours, theirs, strict=True):
+            a.copy_(b)
+    start = [value.detach().clone() for value in ours]
     descend(mine, ours, 1)
+    descend(other, theirs, 1)
+    for a, b, before in zip(ours, theirs, start, strict=True):
+        assert (a - b).norm() < 0.03 * (b - before).norm()
 
 
 def test_matrices_without_a_gradient_stay_as_they_are():
