@@ -21,7 +21,6 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from sam2.build_sam import build_sam2, packaged_file, pick_device
-from sam2.modeling.sam2_base import resolve_dtype
 from training.attention import fast_attention
 from training.checkpoints import RESUME_FILE, load_run, save_run
 from training.clips import ClipBatch
@@ -36,6 +35,7 @@ from training.optimisation import (
     learning_rate,
     set_learning_rate,
 )
+from training.precision import training_dtype
 from training.recipe import Recipe, Stage, with_defaults
 from training.samples import SampleDraw, open_batches
 from training.sources import Wanted
@@ -66,6 +66,7 @@ class Trainer:
         self.recipe, self.folder = recipe, Path(folder)
         self.rank, self.ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.device = _device(recipe)
+        self.dtype = training_dtype(recipe.precision, self.device)
         torch.manual_seed(recipe.seed)
         network = build_sam2(
             recipe.model, device=self.device, mode="train", apply_postprocessing=False,
@@ -191,8 +192,7 @@ class Trainer:
         return contextlib.nullcontext()
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        dtype = resolve_dtype(self.recipe.precision)
-        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def _check_finite(self, value: torch.Tensor) -> None:
         if not torch.isfinite(value):

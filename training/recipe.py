@@ -10,6 +10,8 @@ from typing import Any, cast
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from training.precision import PRECISIONS
+
 
 @dataclass
 class DataSource:
@@ -101,7 +103,7 @@ class Recipe:
     positional_heads: int = 0  # decoder heads that start out attending by position, see `initialisation`; 0 to 8
     seed: int = 0
     device: str | None = None  # None takes a GPU if there is one
-    precision: str = "bfloat16"  # of the arithmetic; weights are kept in float32
+    precision: str = "auto"  # of the arithmetic: "bfloat16", "float32", or what suits the device; weights are float32
     workers: int = 1  # processes that prepare clips, for each training process
     threads: int | None = None  # of torch on the CPU
     save_minutes: float = 3.0
@@ -181,7 +183,7 @@ def _check(recipe: Recipe) -> None:
             )
     if recipe.optimiser.kind not in ("adamw", "muon"):
         raise ValueError(f"optimiser.kind must be adamw or muon, got {recipe.optimiser.kind!r}")
-    if recipe.precision not in ("bfloat16", "float32"):
-        raise ValueError(f"precision must be bfloat16 or float32, got {recipe.precision!r}")
+    if recipe.precision not in PRECISIONS:
+        raise ValueError(f"precision must be auto, bfloat16 or float32, got {recipe.precision!r}")
     if recipe.loss.stride not in (1, 2, 4):
         raise ValueError(f"loss.stride must be 1, 2 or 4, got {recipe.loss.stride}")

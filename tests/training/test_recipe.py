@@ -50,7 +50,7 @@ def test_overrides_change_nested_keys_and_items_of_lists(minimal: Path):
         ("stages.0.prompts.box=-1", "must be shares"),
         ("data=[{kind: films}]", "data.0.kind must be drawn, davis or sav, got 'films'"),
         ("data=[{kind: davis}]", "data.0.root"),
-        ("precision=float8", "precision must be bfloat16 or float32"),
+        ("precision=float8", "precision must be auto, bfloat16 or float32"),
         ("stages.0.image_size=100", "stages.0.image_size must be at least 64 and divisible by 32, got 100"),
         ("optimiser.kind=sgd", "optimiser.kind must be adamw or muon, got 'sgd'"),
         ("loss.stride=3", "loss.stride must be 1, 2 or 4, got 3"),
