@@ -58,7 +58,7 @@ def unpack_mask(packed: PackedMask) -> Tensor:
 class PointerRow(NamedTuple):
     """One object pointer among many: a tensor of its own would be one more small piece, see `Shelf`."""
 
-    block: Tensor  # (BLOCK_ROWS, C)
+    block: Tensor  # (rows, C)
     row: int
 
     @property
