@@ -211,10 +211,11 @@ class VideoTracker(SAM2Base):
         if self.fill_hole_area > 0:
             masks = fill_holes_in_mask_scores(masks, self.fill_hole_area)
         assert output.ious is not None
+        # A copy to the CPU must have arrived before it is read there: never non_blocking.
         kept = [
             FrameOutput(*values)
             for values in zip(
-                _apart(masks.to(state.storage_device, non_blocking=True)), _apart(output.obj_ptr),
+                _apart(masks.to(state.storage_device)), _apart(output.obj_ptr),
                 _apart(output.object_score_logits), _apart(output.ious), strict=True,
             )
         ]  # fmt: skip
@@ -276,7 +277,7 @@ def _join(outputs: Sequence[MemoryFrame], position: Tensor | None) -> JoinedFram
 def _keep_memory(state: VideoState, outputs: Sequence[FrameOutput], features: Tensor, position: Tensor) -> None:
     """Put memory maps (B, mem_dim, h, w) into the outputs of their objects, as they are stored."""
     # bfloat16 halves the memory bank, and is how Meta's models were evaluated.
-    stored = features.to(state.storage_device, torch.bfloat16, non_blocking=True)
+    stored = features.to(state.storage_device, torch.bfloat16)
     if state.memory_position is None:
         state.memory_position = position[:1].clone()
     for output, each in zip(outputs, _apart(stored), strict=True):

@@ -16,6 +16,12 @@ torch.set_num_threads(1)
 PROJECT = Path(__file__).resolve().parents[1]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def whole_float32() -> None:
+    """Recorded answers are of float32: a GPU's convolutions would round their operands to TF32 unless told not to."""
+    torch.backends.cudnn.allow_tf32 = False
+
+
 @pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def golden_device(request: pytest.FixtureRequest) -> str:
     """Each device that the original's recorded answers are compared on; CUDA skips where there is none."""

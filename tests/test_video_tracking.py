@@ -8,6 +8,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from sam2.build_sam import build_sam2_video_predictor
 from sam2.utils.drawn_clips import draw_clip
@@ -256,6 +257,48 @@ def test_a_batch_is_kept_object_by_object(predictor, clip, monkeypatch):
         output = state.track(obj_id).propagated[3]
         for value in (output.pred_masks, output.obj_ptr, output.maskmem_features, output.ious):
             assert value.shape[0] == 1 and value.untyped_storage().nbytes() == value.nbytes
+
+
+def test_what_is_kept_on_the_cpu_has_arrived_before_it_is_read(predictor, clip, monkeypatch):
+    early = []
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            if func is torch.Tensor.to and (kwargs or {}).get("non_blocking"):
+                early.append(args)
+            return func(*args, **(kwargs or {}))
+
+    keep = predictor._keep
+
+    def watched(*args):
+        with Watch():
+            return keep(*args)
+
+    monkeypatch.setattr(predictor, "_keep", watched)
+    track(predictor, session(predictor, clip, "window", (1, 2), offload_state_to_cpu=True), max_frame_num_to_track=2)
+    assert not early
+
+
+@pytest.mark.gpu
+def test_a_busy_gpu_keeps_on_the_cpu_what_an_idle_one_does(clip, monkeypatch):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    predictor = build().to("cuda")
+
+    def run():
+        state = session(predictor, clip, "all", (1, 2), offload_state_to_cpu=True)
+        return track(predictor, state, max_frame_num_to_track=4)
+
+    idle, keep = run(), predictor._keep
+
+    def behind(state, output):
+        torch.cuda._sleep(10**8)  # cycles: copies that are not waited for would be read long before they are made
+        return keep(state, output)
+
+    monkeypatch.setattr(predictor, "_keep", behind)
+    busy = run()
+    for t, logits in idle.items():
+        assert torch.allclose(logits, busy[t], atol=1e-3 * logits.abs().max().item())
 
 
 def test_objects_that_may_not_overlap_in_memory_are_tracked_one_by_one(clip):
