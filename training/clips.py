@@ -44,3 +44,26 @@ def collate(samples: Sequence[Sample]) -> ClipBatch:
     masks = torch.from_numpy(np.concatenate([s.masks for s in samples]))
     counts = torch.tensor([len(s.masks) for s in samples])
     return ClipBatch(frames, masks, torch.arange(len(samples)).repeat_interleave(counts))
+
+
+def join(batches: Sequence[ClipBatch]) -> ClipBatch:
+    """Several batches of clips of one length as one."""
+    if len(batches) == 1:
+        return batches[0]
+    firsts = np.cumsum([0, *(len(batch.frames) for batch in batches[:-1])]).tolist()
+    return ClipBatch(
+        torch.cat([batch.frames for batch in batches]),
+        torch.cat([batch.masks for batch in batches]),
+        torch.cat([batch.clip_of + first for batch, first in zip(batches, firsts, strict=True)]),
+    )
+
+
+def exactly(batch: ClipBatch, count: int) -> ClipBatch:
+    """A batch of `count` objects, drawn with torch's global generator: some are left out, or taken more than once.
+
+    A convolution is planned anew for every size that it meets on a GPU, which takes longer than the step itself.
+    """
+    there = len(batch.masks)
+    turns = [torch.randperm(there) for _ in range(-(-count // there))]
+    rows = torch.cat(turns)[:count].to(batch.masks.device)
+    return ClipBatch(batch.frames, batch.masks[rows], batch.clip_of[rows])

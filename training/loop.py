@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from tqdm import tqdm
 from sam2.build_sam import build_sam2, packaged_file, pick_device
 from training.attention import fast_attention
 from training.checkpoints import RESUME_FILE, load_run, save_run
-from training.clips import ClipBatch
+from training.clips import ClipBatch, exactly
 from training.initialisation import attend_by_position, start_from
 from training.logs import RunLog
 from training.losses import BatchResult
@@ -37,9 +38,10 @@ from training.optimisation import (
 )
 from training.precision import training_dtype
 from training.recipe import Recipe, Stage, with_defaults
-from training.samples import SampleDraw, open_batches
+from training.samples import SampleDraw, read_batches
 from training.sources import Wanted
 from training.validation import held_out_clips, validate
+from training.variation import varied
 
 logger = logging.getLogger(__name__)
 
@@ -150,10 +152,12 @@ class Trainer:
         self.model.network.fit_image_size(size)
         wanted = Wanted(stage.frames, size, stage.max_objects)
         draw = SampleDraw(recipe.data, wanted, stage.difficulty, (recipe.seed, number))
-        steps = range(begin, stage.steps)
-        loader = iter(open_batches(draw, stage, steps, workers=recipe.workers, rank=self.rank, ranks=self.ranks))
+        batches = read_batches(
+            draw, stage, range(begin, stage.steps), workers=recipe.workers, rank=self.rank, ranks=self.ranks,
+            device=self.device,
+        )  # fmt: skip
         for _ in range(begin, stage.steps):
-            yield [next(loader) for _ in range(stage.accumulate)]
+            yield list(islice(batches, stage.accumulate))
 
     def _prepare(self, number: int, stage: Stage) -> None:
         """Choose what the stage trains; its gradients are averaged over the processes, no others are sent."""
@@ -173,9 +177,13 @@ class Trainer:
         for i, batch in enumerate(batches):
             is_last = i + 1 == len(batches)
             torch.manual_seed(_batch_seed(self.recipe.seed, self.step, i * self.ranks + self.rank))
+            if stage.repeat > 1:
+                batch = varied(batch)
+            if stage.objects is not None:
+                batch = exactly(batch, stage.objects)
             with self._without_sync(not is_last):
                 with self._autocast(), fast_attention(self.device):
-                    result: BatchResult = self.parallel(batch.to(self.device), stage.prompts).batch
+                    result: BatchResult = self.parallel(batch, stage.prompts).batch
                 self._check_finite(result.losses.total)
                 (result.losses.total / len(batches)).backward()
             reports.append(_numbers(result))

@@ -37,9 +37,13 @@ class Corrections(NamedTuple):
 
 
 def group_prompts(masks: Tensor, mix: PromptMix) -> list[PromptGroup]:
-    """Draw a kind of prompt for each object of the first frame, masks bool (B, 1, S, S)."""
-    shares = torch.tensor([mix.mask, mix.box, mix.click], dtype=torch.float32)
-    kinds = torch.multinomial(shares, len(masks), replacement=True).to(masks.device)
+    """Draw a kind of prompt for each object of the first frame, masks bool (B, 1, S, S).
+
+    Of B objects every kind has its share to within one: groups of nearly the same sizes from step to step.
+    """
+    bounds = torch.tensor([mix.mask, mix.box, mix.click], dtype=torch.float64).cumsum(0)
+    places = (torch.randperm(len(masks)) + torch.rand((), dtype=torch.float64)) / len(masks)
+    kinds = torch.bucketize(places * bounds[-1], bounds[:-1], right=True).to(masks.device)
     groups = []
     for i, kind in enumerate(KINDS):
         rows = (kinds == i).nonzero()[:, 0]

@@ -63,7 +63,9 @@ class Stage:
     warmup: int = 100  # steps
     image_size: int | None = None  # pixels of each side; None takes the model's own
     accumulate: int = 1  # forward and backward passes of `clips` clips per step
+    repeat: int = 1  # times that each clip is trained on, each time varied; where preparing clips takes the longest
     max_objects: int = 3  # per clip
+    objects: int | None = None  # per forward pass, see `exactly`: on a GPU sizes that do not change save time
     freeze: list[str] = field(default_factory=list)  # parts that stay as they are, e.g. "image_encoder.trunk"
     difficulty: list[float] = field(default_factory=lambda: [0.0, 1.0])  # of drawn clips, lowest and highest
     prompts: PromptMix = field(default_factory=PromptMix)
@@ -167,9 +169,11 @@ def _check(recipe: Recipe) -> None:
         if source.kind != "drawn" and not source.root:
             raise ValueError(f"data.{i}.root, the folder of the {source.kind} clips, is missing")
     for i, stage in enumerate(recipe.stages):
-        for name in ("steps", "frames", "clips", "accumulate", "max_objects"):
+        for name in ("steps", "frames", "clips", "accumulate", "repeat", "max_objects"):
             if getattr(stage, name) < 1:
                 raise ValueError(f"stages.{i}.{name} must be at least 1, got {getattr(stage, name)}")
+        if stage.objects is not None and stage.objects < 1:
+            raise ValueError(f"stages.{i}.objects must be at least 1 or null, got {stage.objects}")
         if stage.image_size is not None and (stage.image_size < 64 or stage.image_size % 32):
             raise ValueError(f"stages.{i}.image_size must be at least 64 and divisible by 32, got {stage.image_size}")
         if len(stage.difficulty) != 2 or not 0 <= stage.difficulty[0] <= stage.difficulty[1] <= 1:

@@ -8,11 +8,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from training.clips import ClipBatch, Sample, collate
+from training.clips import ClipBatch, Sample, collate, join
 from training.recipe import DataSource, Stage
 from training.sources import Wanted, open_source
 
 ATTEMPTS = 50  # draws until a clip shows an object on its first frame
+ROUND = 8  # batches that are kept until each was taken as often as it is to be
+PIECE = 4  # clips that are prepared at a time, so that many processes have the first batch ready soon
 
 
 class SampleDraw(Dataset):
@@ -42,33 +44,50 @@ class SampleDraw(Dataset):
         raise RuntimeError(f"none of {ATTEMPTS} clips drawn for sample {index} shows an object on its first frame")
 
 
-class StepBatches:
-    """Which samples each step of a stage takes: of R processes, process r gets every R-th batch."""
+def batch_order(stage: Stage, steps: range, seed: Sequence[int]) -> list[int]:
+    """The number of the batch that each forward pass of some steps takes, `stage.accumulate` for each step.
 
-    def __init__(self, stage: Stage, steps: range, rank: int, ranks: int) -> None:
-        firsts = [
-            ((step * stage.accumulate + k) * ranks + rank) * stage.clips
-            for step in steps
-            for k in range(stage.accumulate)
-        ]
-        self.batches = [range(first, first + stage.clips) for first in firsts]
-
-    def __iter__(self) -> Iterator[range]:
-        return iter(self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
+    With `stage.repeat` the batches are taken up in rounds of `ROUND`: once in turn, then again in random orders.
+    """
+    order = []
+    for number in range(steps.start * stage.accumulate, steps.stop * stage.accumulate):
+        round_number, place = divmod(number, ROUND * stage.repeat)
+        turn, place = divmod(place, ROUND)
+        if turn:
+            place = int(np.random.default_rng([*seed, round_number, turn]).permutation(ROUND)[place])
+        order.append(round_number * ROUND + place)
+    return order
 
 
-def open_batches(
-    draw: SampleDraw, stage: Stage, steps: range, *, workers: int, rank: int, ranks: int
-) -> DataLoader[ClipBatch]:
-    """The batches of some steps of a stage, in order, `stage.accumulate` for each step."""
-    return DataLoader(
-        draw, batch_sampler=StepBatches(stage, steps, rank, ranks), collate_fn=collate,  # type: ignore[arg-type]
-        num_workers=workers, worker_init_fn=_start_worker, prefetch_factor=4 if workers else None,
-        pin_memory=torch.cuda.is_available(),
+def pieces_of(batch: int, stage: Stage, rank: int, ranks: int) -> list[range]:
+    """The samples of a batch, some at a time: of R processes, process r gets every R-th row of `stage.clips`."""
+    first = (batch * ranks + rank) * stage.clips
+    end = first + stage.clips
+    return [range(start, min(start + PIECE, end)) for start in range(first, end, PIECE)]
+
+
+def read_batches(
+    draw: SampleDraw, stage: Stage, steps: range, *, workers: int, rank: int, ranks: int, device: torch.device
+) -> Iterator[ClipBatch]:
+    """The batches of some steps of a stage on a device, in `batch_order`.
+
+    Those that are taken again are kept until then, and prepared again where a run is resumed between.
+    """
+    order = batch_order(stage, steps, draw.seed)
+    pieces = {batch: pieces_of(batch, stage, rank, ranks) for batch in dict.fromkeys(order)}
+    loader = iter(
+        DataLoader(
+            draw, batch_sampler=[list(piece) for batch in pieces.values() for piece in batch], collate_fn=collate,
+            num_workers=workers, worker_init_fn=_start_worker, prefetch_factor=4 if workers else None,
+            pin_memory=device.type == "cuda",
+        )
     )  # fmt: skip
+    last_turn = {batch: turn for turn, batch in enumerate(order)}
+    kept: dict[int, ClipBatch] = {}
+    for turn, batch in enumerate(order):
+        if batch not in kept:
+            kept[batch] = join([next(loader).to(device) for _ in pieces[batch]])
+        yield kept.pop(batch) if turn == last_turn[batch] else kept[batch]
 
 
 def _start_worker(_: int) -> None:

@@ -7,7 +7,9 @@ import os
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from omegaconf import OmegaConf
 from sam2.build_sam import build_sam2_video_predictor
 from sam2.modeling.outputs import FrameFeatures
 from training.checkpoints import RESUME_FILE, WEIGHTS_FILE
+from training.clips import ClipBatch
 from training.loop import NonFiniteLoss, Trainer
 from training.model import ClipModel
 from training.recipe import Recipe, Stage, Validation
@@ -87,6 +90,25 @@ def test_a_stage_may_train_at_another_size_and_is_measured_at_the_models(
     Trainer(replace(recipe, stages=stages, validation=Validation(every=1, clips=1, frames=2)), tmp_path).run()
     measured = [(64, 64)] * 3  # by mask, box and click
     assert sizes == [*measured, (96, 96), *measured, (64, 64), *measured]
+
+
+def test_clips_that_are_repeated_are_varied_and_objects_counted(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    seen: list[ClipBatch] = []
+    forward = ClipModel.forward
+
+    def watched(self: ClipModel, batch: ClipBatch, *rest: Any) -> Any:
+        seen.append(batch)
+        return forward(self, batch, *rest)
+
+    monkeypatch.setattr(ClipModel, "forward", watched)
+    monkeypatch.setattr("training.samples.ROUND", 1)
+    stages = [replace(recipe.stages[0], steps=2, repeat=repeat, objects=5) for repeat in (1, 2)]
+    Trainer(replace(recipe, stages=stages), tmp_path).run()
+    assert [len(batch.masks) for batch in seen] == [5] * 4
+    frames = [batch.frames.float() for batch in seen]
+    assert not any(torch.equal(a, b) for a, b in combinations(frames, 2)), "new clips, then one in two views"
 
 
 def test_a_stage_leaves_what_it_freezes_as_it_is(recipe: Recipe, tmp_path: Path):

@@ -15,6 +15,7 @@ from training.attention import fast_attention
 from training.clips import ClipBatch
 from training.losses import answer_losses
 from training.model import ClipModel
+from training.prompts import group_prompts
 from training.recipe import LossWeights, PromptMix
 
 MASKS_ONLY = PromptMix(mask=1, box=0, click=0, correction=0, first_correction=0)
@@ -50,10 +51,12 @@ def test_groups_of_prompts_come_back_in_the_order_of_their_objects(model: ClipMo
     shuffled = ClipBatch(batch.frames, batch.masks[[2, 0, 1]], batch.clip_of[[2, 0, 1]])
     for seed in range(3):
         torch.manual_seed(seed)
-        masks = masks_of(model, shuffled, PromptMix(mask=0.5, box=0.5, click=0, correction=0, first_correction=0))
+        mix = PromptMix(mask=0.5, box=0.5, click=0, correction=0, first_correction=0)
+        masks = masks_of(model, shuffled, mix)
         torch.manual_seed(seed)
-        kinds = torch.multinomial(torch.tensor([0.5, 0.5, 0.0]), 3, replacement=True)
-        for row in (kinds == 0).nonzero()[:, 0]:
+        groups = group_prompts(shuffled.masks[:, 0, None], mix)
+        assert [group.kind for group in groups] == ["mask", "box"]
+        for row in groups[0].rows:
             assert torch.equal(masks[row, 0], shuffled.masks[row, 0])
 
 
@@ -84,6 +87,22 @@ def test_every_pass_of_the_decoder_is_supervised(model: ClipModel, batch: ClipBa
     assert calls.count("decode") == calls.count("supervise") >= (3 + 2) + 2 * 2
 
 
+def test_many_objects_are_practised_on_in_multiples(
+    model: ClipModel, batch: ClipBatch, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("training.model.PRACTICE_UNIT", 2)
+    counts = []
+    segment = SAM2Base.segment
+
+    def seen(self: SAM2Base, features: Any, bank: Any, request: Any) -> Any:
+        counts.append(None if request.points is None else len(request.points.point_coords))
+        return segment(self, features, bank, request)
+
+    monkeypatch.setattr(SAM2Base, "segment", seen)
+    model(batch, replace(MASKS_ONLY, practice=1.0))
+    assert [count for count in counts if count is not None] == [2, 2], "a box and a click each, for two of three"
+
+
 def test_practice_leaves_tracking_as_it_is(model: ClipModel, batch: ClipBatch):
     plain = masks_of(model, batch, MASKS_ONLY)
     assert torch.equal(plain, masks_of(model, batch, replace(MASKS_ONLY, practice=1.0)))
@@ -110,3 +129,10 @@ def test_attention_written_out_equals_the_fused_kernel():
         plain = F.scaled_dot_product_attention(q, k, v)
         masked = F.scaled_dot_product_attention(q, k, v, attn_mask=torch.zeros(5, 7))
     assert torch.allclose(fused, plain, atol=1e-6) and torch.allclose(fused, masked, atol=1e-6)
+
+
+def test_attention_on_a_gpu_takes_any_size_as_it_comes():
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+    with fast_attention(torch.device("cuda")):
+        assert not torch.backends.cuda.cudnn_sdp_enabled() and torch.backends.cuda.flash_sdp_enabled()
+    assert torch.backends.cuda.cudnn_sdp_enabled()

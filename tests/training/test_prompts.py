@@ -38,6 +38,20 @@ def test_shares_decide_how_often_a_kind_is_used(kind: str):
     assert [group.kind for group in groups] == [kind]
 
 
+def test_every_kind_has_its_share_of_the_objects_to_within_one():
+    mix, sizes = PromptMix(mask=0.7, box=0.2, click=0.1), set()
+    firsts = 0
+    for seed in range(40):
+        torch.manual_seed(seed)
+        groups = {group.kind: group.rows.tolist() for group in group_prompts(blocks(8), mix)}
+        sizes.add(tuple(len(groups.get(kind, [])) for kind in ("mask", "box", "click")))
+        firsts += 0 in groups["mask"]
+    for size in sizes:
+        assert all(abs(count - 8 * share) < 1 for count, share in zip(size, (0.7, 0.2, 0.1), strict=True)), size
+    assert len(sizes) > 1, "what does not come out even is drawn"
+    assert 20 <= firsts <= 36, "which objects are of a kind is drawn"
+
+
 def test_corrections_come_as_often_as_asked_for_and_never_on_the_first_frame():
     torch.manual_seed(0)
     mix = PromptMix(correction=0.25, first_correction=0.5, max_corrections=2)

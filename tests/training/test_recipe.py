@@ -46,6 +46,8 @@ def test_overrides_change_nested_keys_and_items_of_lists(minimal: Path):
         ("seed", "must be key=value"),
         ("stages=[]", "stages must list at least one stage"),
         ("stages.0.frames=0", "stages.0.frames must be at least 1, got 0"),
+        ("stages.0.repeat=0", "stages.0.repeat must be at least 1, got 0"),
+        ("stages.0.objects=0", "stages.0.objects must be at least 1 or null, got 0"),
         ("stages.0.frames=1", "stages.0.prompts.mask must be 0 for single frames"),
         ("stages.0.prompts.box=-1", "must be shares"),
         ("data=[{kind: films}]", "data.0.kind must be drawn, davis or sav, got 'films'"),

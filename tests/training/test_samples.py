@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+import pytest
 import torch
 
+from training.clips import ClipBatch
 from training.recipe import DataSource, Stage
-from training.samples import SampleDraw, StepBatches, open_batches
+from training.samples import PIECE, ROUND, SampleDraw, batch_order, pieces_of, read_batches
 from training.sources import FIRST_TRAINING_SEED, DrawnSource, Wanted
 
 WANTED = Wanted(num_frames=2, size=64, max_objects=2)
@@ -33,35 +37,76 @@ def test_every_object_of_a_sample_can_be_prompted_on_the_first_frame():
         assert 1 <= len(sample.masks) <= 2 and sample.masks[:, 0].any(axis=(1, 2)).all()
 
 
+def numbers(stage: Stage, steps: range, rank: int = 0, ranks: int = 1) -> list[list[int]]:
+    """The samples of each batch in the order of the batches."""
+    order = batch_order(stage, steps, (0, 0))
+    return [[i for piece in pieces_of(batch, stage, rank, ranks) for i in piece] for batch in order]
+
+
+def batches(draw: SampleDraw, stage: Stage, steps: range, workers: int = 0) -> list[ClipBatch]:
+    return list(read_batches(draw, stage, steps, workers=workers, rank=0, ranks=1, device=torch.device("cpu")))
+
+
 def test_the_processes_of_a_step_share_its_samples_without_overlap():
-    parts = [list(StepBatches(STAGE, range(4), rank, 2)) for rank in range(2)]
-    assert [list(batch) for batch in parts[0][:2]] == [[0, 1], [4, 5]]
-    assert [list(batch) for batch in parts[1][:2]] == [[2, 3], [6, 7]]
+    parts = [numbers(STAGE, range(4), rank, 2) for rank in range(2)]
+    assert parts[0][:2] == [[0, 1], [4, 5]]
+    assert parts[1][:2] == [[2, 3], [6, 7]]
     taken = sorted(i for part in parts for batch in part for i in batch)
     assert taken == list(range(4 * 2 * 2 * 2))
 
 
 def test_a_stage_that_is_resumed_takes_the_samples_that_it_has_not_had():
-    whole, rest = list(StepBatches(STAGE, range(4), 0, 1)), list(StepBatches(STAGE, range(3, 4), 0, 1))
-    assert rest == whole[-2:]
+    assert numbers(STAGE, range(3, 4)) == numbers(STAGE, range(4))[-2:]
+
+
+def test_a_large_batch_is_prepared_in_pieces():
+    stage = replace(STAGE, clips=2 * PIECE + 1)
+    assert [len(piece) for piece in pieces_of(0, stage, 0, 1)] == [PIECE, PIECE, 1]
+    assert numbers(stage, range(1))[1] == list(range(stage.clips, 2 * stage.clips))
+
+
+REPEATED = replace(STAGE, steps=3 * ROUND, accumulate=1, repeat=3)
+
+
+def test_batches_that_are_repeated_come_back_in_another_order_within_their_round():
+    order = batch_order(replace(REPEATED, steps=6 * ROUND), range(6 * ROUND), (0, 0))
+    turns = [order[first : first + ROUND] for first in range(0, 6 * ROUND, ROUND)]
+    assert turns[0] == list(range(ROUND)) and turns[3] == list(range(ROUND, 2 * ROUND))
+    assert all(sorted(turn) == turns[i // 3 * 3] for i, turn in enumerate(turns))
+    assert len({tuple(turn) for turn in turns}) == 6
+    assert batch_order(REPEATED, range(3 * ROUND), (1, 0)) != order[: 3 * ROUND]
+
+
+def test_a_resumed_stage_repeats_what_an_uninterrupted_one_would(monkeypatch: pytest.MonkeyPatch):
+    order = batch_order(REPEATED, range(3 * ROUND), draw().seed)
+    wanted = [order[turn] for turn in range(ROUND + 3, 3 * ROUND)]
+    drawn: list[int] = []
+    get = SampleDraw.__getitem__
+    monkeypatch.setattr(SampleDraw, "__getitem__", lambda self, i: drawn.append(i) or get(self, i))
+    found = batches(draw(), replace(REPEATED, clips=1), range(ROUND + 3, 3 * ROUND))
+    samples = [get(draw(), i) for i in range(ROUND)]
+    assert len(found) == len(wanted)
+    for batch, number in zip(found, wanted, strict=True):
+        assert np.array_equal(batch.masks.numpy(), samples[number].masks)
+    assert sorted(drawn) == list(range(ROUND)), "each clip is prepared once"
 
 
 def test_workers_prepare_the_same_batches_in_the_same_order():
-    alone, helped = (
-        list(open_batches(draw(), STAGE, range(2), workers=workers, rank=0, ranks=1)) for workers in (0, 2)
-    )
+    stage = replace(STAGE, clips=PIECE + 1)
+    alone, helped = (batches(draw(), stage, range(2), workers) for workers in (0, 2))
     assert len(alone) == 4
     for one, other in zip(alone, helped, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def test_objects_of_all_clips_stand_in_one_row():
-    batch = next(iter(open_batches(draw(), STAGE, range(1), workers=0, rank=0, ranks=1)))
-    assert batch.frames.shape == (2, 2, 3, 64, 64)
-    samples = [draw()[i] for i in range(2)]
+    count = PIECE + 2  # more than are prepared at a time
+    batch = batches(draw(), replace(STAGE, clips=count), range(1))[0]
+    assert batch.frames.shape == (count, 2, 3, 64, 64)
+    samples = [draw()[i] for i in range(count)]
     assert batch.clip_of.tolist() == [clip for clip, sample in enumerate(samples) for _ in sample.masks]
-    assert np.array_equal(batch.frames[1, 0].permute(1, 2, 0).numpy(), samples[1].frames[0])
-    assert np.array_equal(batch.masks[-1].numpy(), samples[1].masks[-1])
+    assert np.array_equal(batch.frames[-1, 0].permute(1, 2, 0).numpy(), samples[-1].frames[0])
+    assert np.array_equal(batch.masks[-1].numpy(), samples[-1].masks[-1])
 
 
 def test_sources_are_mixed_by_weight(monkeypatch):
