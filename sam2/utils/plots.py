@@ -74,13 +74,13 @@ def draw_curves(
     _draw_axes(canvas, draw, frame, x_label, y_label)
     draw.text((frame.left, 18 * _SCALE), title, fill=_INK, font=_font(17))
     colours = [COLOURS[i % len(COLOURS)] for i in range(len(curves))]
-    for curve, colour in zip(curves, colours, strict=True):
-        places = [frame.place(p.x, p.y) for p in curve.points]
+    lines = [[frame.place(p.x, p.y) for p in curve.points] for curve in curves]
+    for places, colour in zip(lines, colours, strict=True):
         draw.line(places, fill=colour, width=2 * _SCALE, joint="curve")
     for i, (curve, colour) in enumerate(zip(curves, colours, strict=True)):  # markers and labels lie over all lines
         for point in curve.points:
             _draw_marker(draw, frame, point, colour, is_labelled_above=i % 2 == 1)
-    _draw_legend(draw, frame, [curve.name for curve in curves], colours)
+    _draw_legend(draw, frame, [curve.name for curve in curves], colours, lines)
     return canvas.resize((width, height), Image.Resampling.LANCZOS)
 
 
@@ -118,19 +118,41 @@ def _draw_marker(
 
 
 def _draw_legend(
-    draw: ImageDraw.ImageDraw, frame: _Frame, names: Sequence[str], colours: Sequence[tuple[int, int, int]]
-) -> None:
-    """Names in the lower left corner, where good trade-offs do not pass."""
+    draw: ImageDraw.ImageDraw, frame: _Frame, names: Sequence[str], colours: Sequence[tuple[int, int, int]],
+    lines: Sequence[Sequence[tuple[float, float]]],
+) -> None:  # fmt: skip
+    """Names in the corner that the lines pass least."""
     font, line = _font(13), 22 * _SCALE
     width = max(_text_width(draw, name, font) for name in names) + 44 * _SCALE
-    left, top = frame.left + 12 * _SCALE, frame.bottom - 12 * _SCALE - line * len(names) - 8 * _SCALE
-    box = [left, top, left + width, frame.bottom - 12 * _SCALE]
+    left, top = _free_corner(frame, lines, width, line * len(names) + 8 * _SCALE)
+    box = [left, top, left + width, top + line * len(names) + 8 * _SCALE]
     draw.rounded_rectangle(box, 5 * _SCALE, fill="white", outline=_FAINT, width=_SCALE)
     for i, (name, colour) in enumerate(zip(names, colours, strict=True)):
         middle = top + 4 * _SCALE + (i + 0.5) * line
         draw.line([(left + 10 * _SCALE, middle), (left + 28 * _SCALE, middle)], fill=colour, width=2 * _SCALE)
         text_middle = left + 36 * _SCALE + _text_width(draw, name, font) / 2
         _write(draw, (text_middle, middle), name, font)
+
+
+def _free_corner(
+    frame: _Frame, lines: Sequence[Sequence[tuple[float, float]]], width: float, height: float
+) -> tuple[float, float]:
+    """Where a box in a corner begins (left, top): the lower left one, unless lines pass another less."""
+    shares = np.linspace(0, 1, 50)[:, None]
+    ways = [
+        np.asarray(a) + shares * (np.asarray(b) - np.asarray(a))
+        for places in lines for a, b in zip(places[:-1], places[1:], strict=True)
+    ]  # fmt: skip
+    passed = np.concatenate([np.asarray(places, float).reshape(-1, 2) for places in lines] + ways)
+    margin = 12 * _SCALE
+    corners = [
+        (left, top)
+        for left in (frame.left + margin, frame.right - margin - width)
+        for top in (frame.bottom - margin - height, frame.top + margin)
+    ]
+    return min(
+        corners, key=lambda at: int(((passed >= at) & (passed <= np.add(at, (width, height)))).all(axis=1).sum())
+    )
 
 
 def _with_room(values: np.ndarray) -> tuple[float, float]:

@@ -26,6 +26,18 @@ def test_each_curve_has_its_colour():
     assert not near(picture, COLOURS[3]).any()
 
 
+@pytest.mark.parametrize("rises", [True, False])
+def test_the_legend_covers_no_line_that_another_corner_would_spare(rises: bool):
+    ends = [Point(0, 0), Point(1, 1)] if rises else [Point(0, 1), Point(1, 0)]
+    curves = [Curve("a name", ends), Curve("another", ends)]
+    picture = np.array(draw_curves(curves, title="", x_label="", y_label="", width=400, height=300))
+    is_orange = picture[..., 0].astype(int) - picture[..., 2] > 60  # also where it is blended with the background
+    columns = np.flatnonzero(is_orange[62:238].any(axis=0))
+    share = 0.08 / 1.16  # room at both ends
+    left, right = 78 + share * 294, 372 - share * 294
+    assert np.isin(np.arange(np.ceil(left) + 8, right - 8), columns).all()  # round markers have white rims
+
+
 def test_a_single_point_can_be_drawn():
     assert draw_curves([Curve("a", [Point(3, 3)])], title="", x_label="", y_label="").size == (900, 560)
 
