@@ -227,7 +227,7 @@ class Trainer:
         averaged = copy.deepcopy(self.model)
         averaged.network.load_state_dict(self.average.values)
         averaged.network.fit_image_size(self.image_size)
-        with self._autocast():
+        with self._autocast(), fast_attention(self.device):
             return validate(averaged, self._held_out)
 
     def _save(self) -> None:

@@ -19,7 +19,7 @@ from training.losses import BatchResult, Tally
 from training.prompts import Corrections, PromptGroup, add_click, draw_corrections, group_prompts, prompt_group
 from training.recipe import LossWeights, PromptMix
 
-PRACTICE_UNIT = 8  # more objects than these are tried out in multiples of them
+PRACTICE_UNIT = 8  # of more objects than this, a multiple of it is tried out, so that sizes come again
 LOGIT_LIMIT = 32.0  # previous answers are fed back clamped, as the predictors do
 
 
@@ -95,7 +95,7 @@ class ClipModel(nn.Module):
     def _practise(self, features: FrameFeatures, target: Tensor, clicks: int, tally: Tally) -> None:
         """Prompt the visible objects by a box, and by a click, that leave no memory, and correct the answers."""
         rows = target.flatten(1).any(dim=1).nonzero()[:, 0]
-        if len(rows) > PRACTICE_UNIT:  # sizes that come again, see `exactly`
+        if len(rows) > PRACTICE_UNIT:  # see `exactly`
             rows = rows[torch.randperm(len(rows))[: len(rows) - len(rows) % PRACTICE_UNIT].to(rows.device)]
         for kind in ("box", "click") if len(rows) else ():
             group = prompt_group(kind, rows, target[rows])

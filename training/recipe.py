@@ -63,7 +63,7 @@ class Stage:
     warmup: int = 100  # steps
     image_size: int | None = None  # pixels of each side; None takes the model's own
     accumulate: int = 1  # forward and backward passes of `clips` clips per step
-    repeat: int = 1  # times that each clip is trained on, each time varied; where preparing clips takes the longest
+    repeat: int = 1  # times that each clip is trained on, all of them varied, also of sources that do not `augment`
     max_objects: int = 3  # per clip
     objects: int | None = None  # per forward pass, see `exactly`: on a GPU sizes that do not change save time
     freeze: list[str] = field(default_factory=list)  # parts that stay as they are, e.g. "image_encoder.trunk"

@@ -13,7 +13,7 @@ from training.recipe import DataSource, Stage
 from training.sources import Wanted, open_source
 
 ATTEMPTS = 50  # draws until a clip shows an object on its first frame
-ROUND = 8  # batches that are kept until each was taken as often as it is to be
+ROUND = 8  # steps whose batches are kept until each was taken as often as it is to be
 PIECE = 4  # clips that are prepared at a time, so that many processes have the first batch ready soon
 
 
@@ -47,15 +47,17 @@ class SampleDraw(Dataset):
 def batch_order(stage: Stage, steps: range, seed: Sequence[int]) -> list[int]:
     """The number of the batch that each forward pass of some steps takes, `stage.accumulate` for each step.
 
-    With `stage.repeat` the batches are taken up in rounds of `ROUND`: once in turn, then again in random orders.
+    With `stage.repeat` the batches are taken up in rounds, those of `ROUND` steps: once in turn, then again in random
+    orders.
     """
+    size = ROUND * stage.accumulate
     order = []
     for number in range(steps.start * stage.accumulate, steps.stop * stage.accumulate):
-        round_number, place = divmod(number, ROUND * stage.repeat)
-        turn, place = divmod(place, ROUND)
+        round_number, place = divmod(number, size * stage.repeat)
+        turn, place = divmod(place, size)
         if turn:
-            place = int(np.random.default_rng([*seed, round_number, turn]).permutation(ROUND)[place])
-        order.append(round_number * ROUND + place)
+            place = int(np.random.default_rng([*seed, round_number, turn]).permutation(size)[place])
+        order.append(round_number * size + place)
     return order
 
 

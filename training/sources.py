@@ -18,7 +18,7 @@ FIRST_TRAINING_SEED = 2**32
 
 
 MIN_SHARE = 1 / 2000
-"""Share of the picture that an object of a folder shows on the first frame of a clip, so that it can be prompted."""
+"""Share of the first frame that an object shows, of a folder or of a varied clip, if it is to be prompted there."""
 
 
 class Wanted(NamedTuple):

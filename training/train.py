@@ -17,7 +17,7 @@ from training.recipe import Recipe, load_recipe
 def main(argv: Sequence[str] | None = None) -> None:
     """Train what the arguments say."""
     parser = argparse.ArgumentParser(description="Train or fine-tune a SAM 2 model.")
-    parser.add_argument("recipe", help="YAML file, e.g. configs/training/nano.yaml")
+    parser.add_argument("recipe", help="YAML file, e.g. configs/training/nano_cpu.yaml")
     parser.add_argument("--output", required=True, help="folder for checkpoints and logs")
     parser.add_argument("--resume", action="store_true", help="go on from the last state in the output folder")
     parser.add_argument(

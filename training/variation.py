@@ -12,14 +12,14 @@ from torch import Tensor
 
 from training.clips import ClipBatch
 from training.sources import MIN_SHARE
-from training.views import SMALLEST_CROP
+from training.views import CONTRAST, GREY_SHARE, LIGHT, SATURATION, SMALLEST_CROP, TINT
 
 
 def varied(batch: ClipBatch) -> ClipBatch:
     """Turn time round, mirror, crop and recolour each clip by chance.
 
-    Objects that can no longer be prompted on the first frame are left out. A clip that would lose them all is not
-    cropped, and one of which an object is not seen at the end runs forward.
+    Objects that can no longer be prompted on the first frame are left out. A clip that would lose them all is shown
+    whole, and one of which an object is not seen at the end runs forward.
     """
     batch = _turned_round(batch)
     views = _random_views(len(batch.frames)).to(batch.frames.device)
@@ -52,7 +52,7 @@ def _visible(masks: Tensor) -> Tensor:
 
 def _random_views(count: int) -> Tensor:
     """Crops, mirrored or not, as maps from where a pixel goes to where it comes from, both -1 to 1: (count, 2, 3)."""
-    sides = SMALLEST_CROP + (1 - SMALLEST_CROP) * torch.rand(count, 2)
+    sides = _uniform((SMALLEST_CROP, 1.0), count, 2)
     sides[torch.rand(count) < 0.3] = 1.0
     middles = (1 - sides) * (2 * torch.rand(count, 2) - 1)
     views = torch.zeros(count, 2, 3)
@@ -60,6 +60,10 @@ def _random_views(count: int) -> Tensor:
     views[:, 1, 1] = sides[:, 1]
     views[:, :, 2] = middles
     return views
+
+
+def _uniform(bounds: tuple[float, float], *shape: int) -> Tensor:
+    return bounds[0] + (bounds[1] - bounds[0]) * torch.rand(shape)
 
 
 def _seen_through(views: Tensor, pictures: Tensor) -> Tensor:
@@ -71,9 +75,9 @@ def _seen_through(views: Tensor, pictures: Tensor) -> Tensor:
 def _recoloured(frames: Tensor) -> Tensor:
     """Frames float (N, T, 3, S, S), 0 to 255, in another light, with other contrast and colours, perhaps none."""
     count, device = len(frames), frames.device
-    gain = (0.75 + 0.5 * torch.rand(count, 1)) * (0.92 + 0.16 * torch.rand(count, 3))
-    saturation = torch.where(torch.rand(count) < 0.05, 0.0, 0.6 + 0.7 * torch.rand(count))
-    contrast = 0.75 + 0.5 * torch.rand(count)
+    gain = _uniform(LIGHT, count, 1) * _uniform(TINT, count, 3)
+    saturation = torch.where(torch.rand(count) < GREY_SHARE, 0.0, _uniform(SATURATION, count))
+    contrast = _uniform(CONTRAST, count)
     order = torch.where(torch.rand(count, 1) < 0.3, torch.rand(count, 3).argsort(dim=1), torch.arange(3))
     gain, saturation, contrast = (
         values.to(device).reshape(count, 1, -1, 1, 1) for values in (gain, saturation, contrast)

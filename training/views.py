@@ -9,6 +9,8 @@ import numpy as np
 
 SMALLEST_CROP = 0.6  # of each side
 LARGEST_TURN = 12.0  # degrees
+LIGHT, TINT = (0.75, 1.25), (0.92, 1.08)  # factors on all colours together and on each
+CONTRAST, SATURATION, GREY_SHARE = (0.75, 1.25), (0.6, 1.3), 0.05
 
 
 class View(NamedTuple):
@@ -60,11 +62,11 @@ class View(NamedTuple):
 def random_view(rng: np.random.Generator) -> View:
     """Draw a view."""
     width, height = rng.uniform(SMALLEST_CROP, 1.0, 2)
-    light = rng.uniform(0.75, 1.25)
-    gains = [float(light * rng.uniform(0.92, 1.08)) for _ in range(3)]
+    light = rng.uniform(*LIGHT)
+    gains = [float(light * rng.uniform(*TINT)) for _ in range(3)]
     return View(
         left=rng.uniform(0, 1 - width), top=rng.uniform(0, 1 - height), width=width, height=height,
         turn=rng.uniform(-LARGEST_TURN, LARGEST_TURN) if rng.random() < 0.3 else 0.0, mirrored=bool(rng.random() < 0.5),
-        gain=(gains[0], gains[1], gains[2]), contrast=rng.uniform(0.75, 1.25),
-        saturation=0.0 if rng.random() < 0.05 else rng.uniform(0.6, 1.3),
+        gain=(gains[0], gains[1], gains[2]), contrast=rng.uniform(*CONTRAST),
+        saturation=0.0 if rng.random() < GREY_SHARE else rng.uniform(*SATURATION),
     )  # fmt: skip

@@ -20,7 +20,7 @@ def minimal(tmp_path: Path) -> Path:
 
 
 def test_the_shipped_recipes_are_valid():
-    assert load_recipe(RECIPES / "nano.yaml").stages
+    assert load_recipe(RECIPES / "nano.yaml").stages and load_recipe(RECIPES / "nano_cpu.yaml").stages
     finetune = load_recipe(RECIPES / "finetune.yaml", ["data.0.root=somewhere"])
     assert finetune.stages[0].steps == 200
     assert finetune.validation.source is not None and finetune.validation.source.root == "somewhere"

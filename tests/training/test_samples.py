@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -75,6 +76,21 @@ def test_batches_that_are_repeated_come_back_in_another_order_within_their_round
     assert all(sorted(turn) == turns[i // 3 * 3] for i, turn in enumerate(turns))
     assert len({tuple(turn) for turn in turns}) == 6
     assert batch_order(REPEATED, range(3 * ROUND), (1, 0)) != order[: 3 * ROUND]
+
+
+def test_a_step_that_accumulates_takes_no_clip_twice():
+    stage = replace(REPEATED, accumulate=2 * ROUND, repeat=2)
+    order = batch_order(stage, range(2 * ROUND), (0, 0))
+    steps = [order[first : first + stage.accumulate] for first in range(0, len(order), stage.accumulate)]
+    assert all(len(set(step)) == stage.accumulate for step in steps)
+    assert all(order.count(batch) == 2 for batch in set(order))
+
+
+def test_a_batch_is_let_go_after_its_last_turn():
+    taken = read_batches(draw(), REPEATED, range(2), workers=0, rank=0, ranks=1, device=torch.device("cpu"))
+    first = weakref.ref(next(taken).frames)
+    next(taken)
+    assert first() is None
 
 
 def test_a_resumed_stage_repeats_what_an_uninterrupted_one_would(monkeypatch: pytest.MonkeyPatch):

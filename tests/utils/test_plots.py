@@ -31,11 +31,11 @@ def test_the_legend_covers_no_line_that_another_corner_would_spare(rises: bool):
     ends = [Point(0, 0), Point(1, 1)] if rises else [Point(0, 1), Point(1, 0)]
     curves = [Curve("a name", ends), Curve("another", ends)]
     picture = np.array(draw_curves(curves, title="", x_label="", y_label="", width=400, height=300))
+    left, right, bottom = 78, 400 - 28, 300 - 62  # of the axes
     is_orange = picture[..., 0].astype(int) - picture[..., 2] > 60  # also where it is blended with the background
-    columns = np.flatnonzero(is_orange[62:238].any(axis=0))
-    share = 0.08 / 1.16  # room at both ends
-    left, right = 78 + share * 294, 372 - share * 294
-    assert np.isin(np.arange(np.ceil(left) + 8, right - 8), columns).all()  # round markers have white rims
+    columns = np.flatnonzero(is_orange[:bottom].any(axis=0))
+    room = 0.08 / 1.16 * (right - left) + 8  # at both ends of the line, and its markers with their white rims
+    assert np.isin(np.arange(np.ceil(left + room), right - room), columns).all()
 
 
 def test_a_single_point_can_be_drawn():
