@@ -160,13 +160,14 @@ def time_objects(
     folder: Path, ours: tuple[Path, dict[str, Any]], theirs: tuple[Path, dict[str, Any]], objects: int, timed: int
 ) -> dict[str, float]:
     """Seconds per frame of both packages, which take turns frame by frame."""
-    from beside_original import WITH_LOADING, Worker, compare
+    from beside_original import WITH_LOADING, Worker, compare, warm_up_frames
 
     clicks = [(60 + 45 * i, 100 + 20 * i) for i in range(objects)]
-    extra = {"frames": draw(folder, timed + 3), "clicks": clicks}
+    warm_up = warm_up_frames(ours[1]["device"])
+    extra = {"frames": draw(folder, warm_up + timed), "clicks": clicks}
     sides = {"ours": ours, "original": theirs}
     workers = {who: Worker(who, path, {**job, **extra}, folder / f"{who}.log") for who, (path, job) in sides.items()}
-    result = compare(workers, timed + 3)
+    result = compare(workers, warm_up + timed, warm_up)
     for worker in workers.values():
         worker.process.kill()
     found: dict[str, float] = {}
