@@ -18,8 +18,8 @@ def fast_attention(device: torch.device) -> AbstractContextManager[Any]:
 
     On a CPU the fused kernel goes forward as fast as two matrix products but backward ten times as slowly (torch 2.5 to
     2.15, bfloat16 with AMX: 122 against 11 ms for the first block of the small model). On a GPU cuDNN's kernels, which
-    torch 2.11 prefers on Hopper, are planned anew for every number of objects and every length of the memory,
-    for seconds a step; the others take any size as it comes.
+    torch 2.11 prefers on Hopper, are planned anew for every number of objects and every length of the memory
+    (see also `clips.exactly`); the others take any size as it comes.
     """
     if device.type == "cuda":
         return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])

@@ -61,7 +61,8 @@ def join(batches: Sequence[ClipBatch]) -> ClipBatch:
 def exactly(batch: ClipBatch, count: int) -> ClipBatch:
     """A batch of `count` objects, drawn with torch's global generator: some are left out, or taken more than once.
 
-    A convolution is planned anew for every size that it meets on a GPU, which takes longer than the step itself.
+    On a GPU cuDNN plans its kernels anew for every size that they meet. With the number of objects changing from step
+    to step, planning took longer than the step itself (H100, torch 2.11).
     """
     there = len(batch.masks)
     turns = [torch.randperm(there) for _ in range(-(-count // there))]

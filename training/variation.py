@@ -1,5 +1,8 @@
 """Clips that are trained on more than once look different each time.
 
+`views` varies clips of folders on the CPU, once, frame by frame as they are read. Here whole batches are varied, on the
+device where they are kept.
+
 N clips, T frames of S x S pixels, B objects of all clips together. Random numbers come from torch's global generator of
 the CPU. What is done to a clip is done to all its frames alike.
 """

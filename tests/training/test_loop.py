@@ -6,6 +6,8 @@ import csv
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -91,6 +93,24 @@ def test_a_stage_may_train_at_another_size_and_is_measured_at_the_models(
     Trainer(replace(recipe, stages=stages, validation=Validation(every=1, clips=1, frames=2)), tmp_path).run()
     measured = [(64, 64)] * 3  # by mask, box and click
     assert sizes == [*measured, (96, 96), *measured, (64, 64), *measured]
+
+
+def test_clips_are_measured_with_the_attention_that_trains(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    inside: list[bool] = []
+
+    @contextmanager
+    def watched(device: torch.device) -> Iterator[None]:
+        inside.append(True)
+        yield
+        inside.pop()
+
+    monkeypatch.setattr("training.loop.fast_attention", watched)
+    found: list[bool] = []
+    monkeypatch.setattr("training.loop.validate", lambda model, clips: found.append(bool(inside)) or {})
+    Trainer(recipe, tmp_path).validate()
+    assert found == [True]
 
 
 def test_clips_that_are_repeated_are_varied_and_objects_counted(
