@@ -39,7 +39,7 @@ from training.optimisation import (
 from training.precision import training_dtype
 from training.recipe import Recipe, Stage, with_defaults
 from training.samples import SampleDraw, read_batches
-from training.sources import Wanted
+from training.sources import Wanted, shared_videos
 from training.validation import held_out_clips, validate
 from training.variation import varied
 
@@ -92,6 +92,8 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.log = RunLog(self.folder, self.step) if self.rank == 0 else None
         measures = self.rank == 0 and recipe.validation.every > 0
+        if measures:
+            _warn_of_shared_videos(recipe)
         self.image_size = network.image_size  # that the network is made for; a stage may train at another
         self._held_out = held_out_clips(recipe.validation, self.image_size) if measures else []
         self._reports: list[dict[str, float]] = []  # of the steps since the last row of the log
@@ -253,6 +255,15 @@ def _log_row(report: Mapping[str, float]) -> dict[str, float]:
         count = row.pop(kind)
         row[f"{kind}_iou"] = row[f"{kind}_iou"] / count if count else float("nan")
     return row
+
+
+def _warn_of_shared_videos(recipe: Recipe) -> None:
+    source = recipe.validation.source
+    if source is not None and (shared := shared_videos(recipe.data, source)):
+        logger.warning(
+            "%d videos of %s are trained on and measured: J on them is no measure of new videos. "
+            "Give validation.source a root or a split of its own", shared, source.root,
+        )  # fmt: skip
 
 
 def _batch_seed(seed: int, step: int, number: int) -> int:

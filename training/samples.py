@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from training.clips import ClipBatch, Sample, collate, join
 from training.recipe import DataSource, Stage
-from training.sources import Wanted, open_source
+from training.sources import MIN_SHARE, Wanted, open_source
 
 ATTEMPTS = 50  # draws until a clip shows an object on its first frame
 ROUND = 8  # steps whose batches are kept until each was taken as often as it is to be
@@ -28,20 +28,28 @@ class SampleDraw(Dataset):
     def __init__(
         self, data: Sequence[DataSource], wanted: Wanted, difficulty: Sequence[float], seed: Sequence[int]
     ) -> None:
+        self.data = list(data)
         self.sources = [open_source(source) for source in data]
         weights = np.array([source.weight for source in data])
         self.shares = weights / weights.sum()
         self.wanted, self.difficulty, self.seed = wanted, list(difficulty), list(seed)
 
     def __getitem__(self, index: int) -> Sample:
+        chosen: int | None = None  # once for all attempts, or sources would lose the share of what is drawn in vain
         for attempt in range(ATTEMPTS):
             rng = np.random.default_rng([*self.seed, index, attempt])
-            source = self.sources[rng.choice(len(self.sources), p=self.shares)]
+            pick = int(rng.choice(len(self.sources), p=self.shares))
+            chosen = pick if chosen is None else chosen
             low, high = self.difficulty
-            sample = source.draw(rng, self.wanted._replace(difficulty=rng.uniform(low, high)))
+            sample = self.sources[chosen].draw(rng, self.wanted._replace(difficulty=rng.uniform(low, high)))
             if sample is not None:
                 return sample
-        raise RuntimeError(f"none of {ATTEMPTS} clips drawn for sample {index} shows an object on its first frame")
+        assert chosen is not None
+        place = self.data[chosen].root or "drawn clips"
+        raise ValueError(
+            f"data.{chosen}: none of {ATTEMPTS} clips from {place} shows an object on its first frame that covers at "
+            f"least {MIN_SHARE:.2%} of it"
+        )
 
 
 def batch_order(stage: Stage, steps: range, seed: Sequence[int]) -> list[int]:

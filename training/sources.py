@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -68,14 +70,35 @@ class FolderSource:
 
     def draw(self, rng: np.random.Generator, wanted: Wanted) -> Sample | None:
         """See `SampleSource`."""
-        video = self.videos[int(rng.integers(len(self.videos)))]
-        if not self.augment:
-            return cut_sample(video, clip_frames(len(video), wanted.num_frames, 0, 1), View(), wanted, rng)
-        stride = int(rng.integers(1, self.max_stride + 1))
-        room = len(video) - (wanted.num_frames - 1) * stride
-        indices = clip_frames(len(video), wanted.num_frames, int(rng.integers(max(room, 1))), stride)
-        indices = indices[::-1] if rng.random() < 0.5 else indices
-        return cut_sample(video, indices, random_view(rng), wanted, rng)
+        with closing(self.videos[int(rng.integers(len(self.videos)))]) as video:
+            if not self.augment:
+                return beginning(video, wanted, rng)
+            stride = int(rng.integers(1, self.max_stride + 1))
+            room = len(video) - (wanted.num_frames - 1) * stride
+            indices = clip_frames(len(video), wanted.num_frames, int(rng.integers(max(room, 1))), stride)
+            indices = indices[::-1] if rng.random() < 0.5 else indices
+            return cut_sample(video, indices, random_view(rng), wanted, rng)
+
+
+def beginning(video: AnnotatedVideo, wanted: Wanted, rng: np.random.Generator) -> Sample | None:
+    """The first frames of a video, whole and unchanged, and some of the objects on the first one."""
+    return cut_sample(video, clip_frames(len(video), wanted.num_frames, 0, 1), View(), wanted, rng)
+
+
+def beginnings(videos: Sequence[AnnotatedVideo], count: int, wanted: Wanted) -> list[Sample]:
+    """The beginnings of at most `count` videos, always the same ones, each once; they may be fewer.
+
+    Videos without an object on the first frame are passed over.
+    """
+    samples: list[Sample] = []
+    for number in np.random.default_rng(0).permutation(len(videos)).tolist():
+        with closing(videos[number]) as video:
+            sample = beginning(video, wanted, np.random.default_rng(number))
+        if sample is not None:
+            samples.append(sample)
+        if len(samples) == count:
+            break
+    return samples
 
 
 def clip_frames(length: int, num_frames: int, first: int, stride: int) -> list[int]:
@@ -108,6 +131,20 @@ def open_source(source: DataSource) -> SampleSource:
     """Open one source of a recipe. Raises FileNotFoundError or ValueError naming what was expected in its folder."""
     if source.kind == "drawn":
         return DrawnSource()
+    return FolderSource(open_videos(source), augment=source.augment, max_stride=source.max_stride)
+
+
+def open_videos(source: DataSource) -> list[AnnotatedVideo]:
+    """The videos of a folder, "davis" or "sav". Raises as `open_source`."""
     assert source.root is not None
-    videos = open_davis(source.root, source.split) if source.kind == "davis" else open_sav(source.root)
-    return FolderSource(videos, augment=source.augment, max_stride=source.max_stride)
+    return open_davis(source.root, source.split) if source.kind == "davis" else open_sav(source.root)
+
+
+def shared_videos(data: Sequence[DataSource], held_out: DataSource) -> int:
+    """How many of the videos that measure are trained on as well."""
+
+    def paths(source: DataSource) -> set[Path]:
+        return {video.path.resolve() for video in open_videos(source)}
+
+    folders = [source for source in data if source.root is not None]
+    return len(paths(held_out) & set().union(*map(paths, folders)))

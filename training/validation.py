@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -12,19 +10,23 @@ from training.losses import mask_iou
 from training.model import ClipModel
 from training.prompts import KINDS
 from training.recipe import PromptMix, Validation
-from training.samples import SampleDraw
-from training.sources import Wanted, drawn_sample
+from training.sources import Wanted, beginnings, drawn_sample, open_videos
 
 CLIPS_AT_ONCE = 4
 OBJECTS = 2  # per clip
 
 
 def held_out_clips(options: Validation, size: int) -> list[ClipBatch]:
-    """The clips that are measured, always the same: drawn ones of the seeds 0, 1, ..., or those of a folder."""
+    """The clips that are measured, always the same: drawn ones of the seeds 0, 1, ..., or the beginnings of videos.
+
+    Raises:
+        ValueError: no video of the folder begins with an object.
+    """
     wanted = Wanted(options.frames, size, OBJECTS, options.difficulty)
     if options.source is not None:
-        draw = SampleDraw([replace(options.source, augment=False)], wanted, (0, 0), (0,))
-        samples = [draw[i] for i in range(options.clips)]
+        samples = beginnings(open_videos(options.source), options.clips, wanted)
+        if not samples:
+            raise ValueError(f"validation.source: no video of {options.source.root} shows an object on its first frame")
     else:
         samples = [drawn_sample(seed, wanted) for seed in range(options.clips)]
     firsts = range(0, len(samples), CLIPS_AT_ONCE)

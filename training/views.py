@@ -6,6 +6,10 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+import torch
+import torch.nn.functional as F
+
+from sam2.utils.frame_loader import resize_frame
 
 SMALLEST_CROP = 0.6  # of each side
 LARGEST_TURN = 12.0  # degrees
@@ -27,9 +31,8 @@ class View(NamedTuple):
     saturation: float = 1.0
 
     def frame(self, picture: np.ndarray, size: int) -> np.ndarray:
-        """A picture RGB uint8 (H, W, 3) -> (size, size, 3)."""
-        cropped = cv2.resize(self._crop(picture), (size, size), interpolation=cv2.INTER_AREA)
-        placed = self._place(cropped, cv2.INTER_LINEAR)
+        """A picture RGB uint8 (H, W, 3) -> (size, size, 3), resized as the predictor does it."""
+        placed = self._place(resize_frame(self._crop(picture), size))
         if self == View():
             return placed
         values = placed.astype(np.float32)
@@ -39,9 +42,10 @@ class View(NamedTuple):
         return np.clip(np.rint(middle + self.contrast * (values - middle)), 0, 255).astype(np.uint8)
 
     def mask(self, mask: np.ndarray, size: int) -> np.ndarray:
-        """A bool mask (H, W) -> (size, size): where at least half of the pixel is covered."""
-        cropped = cv2.resize(self._crop(mask.astype(np.float32)), (size, size), interpolation=cv2.INTER_AREA)
-        return self._place(cropped, cv2.INTER_LINEAR) >= 0.5
+        """A bool mask (H, W) -> (size, size), resized as the predictor does it with mask prompts."""
+        cropped = torch.from_numpy(self._crop(mask)).float()[None, None]
+        resized = F.interpolate(cropped, (size, size), mode="bilinear", align_corners=False, antialias=True)
+        return self._place(resized[0, 0].numpy()) >= 0.5
 
     def _crop(self, picture: np.ndarray) -> np.ndarray:
         height, width = picture.shape[:2]
@@ -49,14 +53,14 @@ class View(NamedTuple):
         right, bottom = left + max(int(self.width * width), 1), top + max(int(self.height * height), 1)
         return np.ascontiguousarray(picture[top:bottom, left:right])
 
-    def _place(self, picture: np.ndarray, interpolation: int) -> np.ndarray:
+    def _place(self, picture: np.ndarray) -> np.ndarray:
         if self.mirrored:
             picture = np.ascontiguousarray(picture[:, ::-1])
         if not self.turn:
             return picture
         size = picture.shape[0]
         matrix = cv2.getRotationMatrix2D(((size - 1) / 2, (size - 1) / 2), self.turn, 1.0)
-        return cv2.warpAffine(picture, matrix, (size, size), flags=interpolation, borderMode=cv2.BORDER_REFLECT_101)
+        return cv2.warpAffine(picture, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
 
 
 def random_view(rng: np.random.Generator) -> View:

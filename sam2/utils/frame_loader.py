@@ -287,7 +287,7 @@ class _PreparedFrames:
         prepared = None
         try:
             extra = None if self.also is None else self.also(frame)
-            prepared = PreparedFrame(frame, _resize(frame, self._image_size), extra)
+            prepared = PreparedFrame(frame, resize_frame(frame, self._image_size), extra)
         finally:
             self._settle(index, prepared)
         return prepared
@@ -305,7 +305,7 @@ class _PreparedFrames:
             self._changed.notify_all()
 
 
-def _resize(frame: np.ndarray, size: int) -> np.ndarray:
+def resize_frame(frame: np.ndarray, size: int) -> np.ndarray:
     """(H, W, 3) -> (size, size, 3) uint8, PIL's bicubic filter, which widens when it shrinks."""
     return np.array(Image.fromarray(frame).resize((size, size), Image.Resampling.BICUBIC))
 

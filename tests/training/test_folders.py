@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from sam2.utils.davis import write_label_map
-from training.folders import SAV_FRAMES, SAV_MASKS, open_davis, open_sav
+from sam2.utils.video_file import VideoFile
+from training.folders import SAV_FRAMES, SAV_MASKS, LabelledPictures, open_davis, open_sav
 from training.recipe import DataSource
-from training.sources import FolderSource, Wanted, clip_frames, open_source
+from training.sources import FolderSource, Wanted, beginning, beginnings, clip_frames, open_source, shared_videos
 
 WANTED = Wanted(num_frames=3, size=64, max_objects=3)
 
@@ -59,7 +60,7 @@ def test_void_is_no_object(davis: Path):
     assert list(open_davis(davis, None)[0].masks(0)) == [1, 2]
 
 
-def test_sav_videos_are_annotated_at_every_fourth_frame(tmp_path: Path):
+def test_sav_videos_are_annotated_at_every_fourth_frame_and_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     coco = pytest.importorskip("pycocotools.mask", reason="the extra `export` installs it")
     video = tmp_path / "sav_000" / "sav_000001.mp4"
     video.parent.mkdir()
@@ -79,6 +80,17 @@ def test_sav_videos_are_annotated_at_every_fourth_frame(tmp_path: Path):
     assert len(found) == 3
     assert round(found.frame(2)[0, 0, 0] / 10) == 10  # frame 8 has level 100, and the encoder is lossy
     assert np.array_equal(found.masks(1)[0], labels(1) == 1) and np.array_equal(found.masks(1)[1], labels(1) == 2)
+
+    opened: list[VideoFile] = []
+    monkeypatch.setattr("training.folders.VideoFile", lambda path: opened.append(VideoFile(path)) or opened[-1])
+    found.close()
+    source = FolderSource([found], augment=True, max_stride=1)
+    for seed in range(3):
+        source.draw(np.random.default_rng(seed), WANTED)
+    assert len(opened) == 3 and "_masklets" not in vars(found)
+    for file in opened:
+        with pytest.raises(ValueError, match="closed"):
+            file.read(0)
 
 
 def test_sav_pictures_have_a_folder_of_masks_per_object(tmp_path: Path):
@@ -110,6 +122,58 @@ def test_a_json_file_of_another_kind_is_refused(tmp_path: Path):
     (tmp_path / "a_manual.json").write_text('{"annotations": []}')
     with pytest.raises(ValueError, match="no list called `masklet`"):
         open_sav(tmp_path)[0].masks(0)
+
+
+def test_a_picture_with_its_annotation_is_a_clip_that_stands_still(davis: Path):
+    for folder, name in (("JPEGImages", "00000.png"), ("Annotations", "00000.png")):
+        picture_of = davis / folder / "480p" / "portrait"
+        picture_of.mkdir()
+        (picture_of / name).write_bytes((davis / folder / "480p" / "walk" / name).read_bytes())
+    portrait, _ = open_davis(davis, None)
+    sample = beginning(portrait, WANTED, np.random.default_rng(0))
+    assert len(portrait) == 1 and sample is not None
+    assert sample.frames.shape[0] == 3 and (sample.frames == sample.frames[:1]).all()
+
+
+def test_a_video_of_which_only_the_first_frame_is_annotated_is_left_out(davis: Path):
+    for path in sorted((davis / "Annotations" / "480p" / "walk").iterdir())[1:]:
+        path.unlink()
+    with pytest.raises(FileNotFoundError, match="two annotated frames, or a single picture"):
+        open_davis(davis, None)
+
+
+def test_white_masks_are_refused_with_what_to_do(davis: Path):
+    paths = sorted((davis / "Annotations" / "480p" / "walk").iterdir())
+    for path in paths:
+        write_label_map(path, np.where(labels(0) > 0, 255, 0).astype(np.uint8))
+    with pytest.raises(ValueError, match=r"hold no label but 255, which stands for void: .*mask // 255"):
+        open_davis(davis, None)
+    write_label_map(paths[-1], labels(0))
+    assert len(open_davis(davis, None)) == 1
+
+
+def test_measuring_takes_each_video_once(davis: Path):
+    videos = [LabelledPictures(walk.frames, walk.labels) for walk in open_davis(davis, None) for _ in range(5)]
+    seen: list[int] = []
+    for number, video in enumerate(videos):
+        video.frame = lambda i, number=number: seen.append(number) or picture(i)  # type: ignore[method-assign]
+    videos[3].masks = lambda i: {}  # type: ignore[method-assign]
+    one, two, six = (beginnings(videos, count, WANTED) for count in (1, 2, 6))
+    assert [len(samples) for samples in (one, two, six)] == [1, 2, 4]
+    assert np.array_equal(one[0].frames, two[0].frames) and np.array_equal(two[1].masks, six[1].masks)
+    assert sorted(set(seen[-4 * 3 :])) == [0, 1, 2, 4]
+
+
+def test_videos_that_are_trained_on_and_measured_are_counted(davis: Path):
+    whole, listed, drawn = (
+        DataSource(kind=kind, root=root, split=split)
+        for kind, root, split in (
+            ("davis", str(davis), None),
+            ("davis", f"{davis}/../{davis.name}", "train"),
+            ("drawn", None, None),
+        )
+    )
+    assert shared_videos([drawn, whole], listed) == 1 and shared_videos([drawn], whole) == 0
 
 
 @pytest.mark.parametrize(

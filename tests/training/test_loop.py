@@ -18,11 +18,12 @@ from omegaconf import OmegaConf
 
 from sam2.build_sam import build_sam2_video_predictor
 from sam2.modeling.outputs import FrameFeatures
+from sam2.utils.drawn_clips import draw_clip, write_davis_layout
 from training.checkpoints import RESUME_FILE, WEIGHTS_FILE
 from training.clips import ClipBatch
 from training.loop import NonFiniteLoss, Trainer
 from training.model import ClipModel
-from training.recipe import Recipe, Stage, Validation
+from training.recipe import DataSource, Recipe, Stage, Validation
 from training.variation import varied
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -214,6 +215,16 @@ def test_a_run_that_was_saved_before_a_key_was_there_counts_as_having_its_defaul
     torch.save(content, tmp_path / RESUME_FILE)
     Trainer(recipe, tmp_path, resume=True)
     assert "The recipe has changed since this run was saved: positional_heads, stages" in caplog.text
+
+
+def test_videos_that_are_trained_on_and_measured_are_pointed_out(
+    recipe: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    write_davis_layout(tmp_path, {"a": draw_clip(3, 48, 64, 1, 0), "b": draw_clip(3, 48, 64, 1, 1)}, split="train")
+    folder = DataSource(kind="davis", root=str(tmp_path), split="train")
+    measured = Validation(every=1, clips=2, frames=2, source=replace(folder, split=None))
+    Trainer(replace(recipe, data=[folder], validation=measured), tmp_path / "run")
+    assert f"2 videos of {tmp_path} are trained on and measured" in caplog.text
 
 
 @pytest.mark.slow

@@ -136,6 +136,23 @@ def test_sources_are_mixed_by_weight(monkeypatch):
     assert 270 <= taken.count(0) <= 330
 
 
+def test_a_source_keeps_its_share_where_many_of_its_clips_show_nothing(monkeypatch):
+    samples = draw(data=[DataSource(kind="drawn", weight=3), DataSource(kind="drawn", weight=1)])
+    for number, source in enumerate(samples.sources):
+        often = 0.2 if number == 0 else 1.0
+        monkeypatch.setattr(source, "draw", lambda rng, wanted, n=number, p=often: (n,) if rng.random() < p else None)
+    assert 270 <= sum(samples[i] == (0,) for i in range(400)) <= 330
+
+
+def test_a_folder_without_objects_to_prompt_is_named(monkeypatch):
+    samples = draw(data=[DataSource(kind="drawn"), DataSource(kind="drawn", root="empty/folder", weight=1e6)])
+    monkeypatch.setattr(samples.sources[1], "draw", lambda rng, wanted: None)
+    with pytest.raises(
+        ValueError, match=r"data\.1: none of 50 clips from empty/folder shows an object .* at least 0.05% of it"
+    ):
+        samples[0]
+
+
 def test_training_never_draws_the_clips_that_are_held_out(monkeypatch):
     seeds = []
     monkeypatch.setattr("training.sources.drawn_sample", lambda seed, wanted: seeds.append(seed))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 
+from sam2.utils.frame_loader import FrameLoader
+from sam2.utils.video_io import open_source
 from training.views import View, random_view
 
 BLOB = np.zeros((60, 90), bool)
@@ -13,9 +16,14 @@ BLOB[20:44, 30:70] = True
 PICTURE = np.where(BLOB[..., None], 230, 20).astype(np.uint8).repeat(3, axis=2)
 
 
-def test_the_plain_view_only_resizes():
-    assert np.array_equal(View().frame(PICTURE, 32), cv2.resize(PICTURE, (32, 32), interpolation=cv2.INTER_AREA))
-    assert View().mask(np.ones((60, 90), bool), 32).all()
+@pytest.mark.parametrize("size", [32, 72, 160])  # smaller, smaller in one direction, larger
+def test_the_plain_view_is_what_a_predictor_sees(size: int):
+    noise = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
+    assert np.array_equal(View().frame(noise, size), FrameLoader(open_source(noise[None]), size).pixels(0))
+    rough = noise[..., 0] > 128
+    prompt = torch.from_numpy(rough).float()[None, None]
+    prompt = F.interpolate(prompt, (size, size), mode="bilinear", align_corners=False, antialias=True)
+    assert np.array_equal(View().mask(rough, size), prompt[0, 0].numpy() >= 0.5)
 
 
 @pytest.mark.parametrize("seed", range(6))
