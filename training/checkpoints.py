@@ -29,6 +29,7 @@ class Resumed(NamedTuple):
 
     step: int  # the next one
     recipe: dict[str, Any]
+    ranks: int  # processes that trained
 
 
 def save_file(path: Path, content: Any) -> None:
@@ -55,12 +56,12 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], *, half: bool = Fals
 
 def save_run(
     folder: Path, recipe: Recipe, step: int, network: nn.Module, optimiser: Optimisers,
-    average: AveragedWeights,
+    average: AveragedWeights, ranks: int = 1,
 ) -> None:  # fmt: skip
     """Write what `load_run` needs, then the averaged weights as a checkpoint; `step` is the next one."""
     content = {
         "step": step, "recipe": asdict(recipe), "model": network.state_dict(), "optimiser": optimiser.state_dict(),
-        "average": average.values,
+        "average": average.values, "ranks": ranks,
     }  # fmt: skip
     save_file(folder / RESUME_FILE, content)
     save_weights(folder / WEIGHTS_FILE, average.values, half=recipe.export_float16)
@@ -73,13 +74,19 @@ def load_run(
 
     Raises:
         FileNotFoundError: nothing to resume in this folder.
-        RuntimeError: it was written by a run of another network. ValueError: with other optimisers.
+        ValueError: it was written by a run of another network, with other optimisers, or by an earlier version.
     """
     path = folder / RESUME_FILE
     if not path.is_file():
         raise FileNotFoundError(f"nothing to resume: {path} is not there")
     content = torch.load(path, map_location="cpu", weights_only=True)
-    network.load_state_dict(content["model"])
+    if "ranks" not in content:
+        weights = folder / WEIGHTS_FILE
+        raise ValueError(f"{path} was written by an earlier version: start a new run with init_from={weights}")
+    try:
+        network.load_state_dict(content["model"])
+    except RuntimeError as error:
+        raise ValueError(f"{path} was written by a run of another model: {error}") from error
     optimiser.load_state_dict(content["optimiser"])
     average.load(content["average"])
-    return Resumed(content["step"], content["recipe"])
+    return Resumed(content["step"], content["recipe"], content["ranks"])

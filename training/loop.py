@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from sam2.build_sam import build_sam2, packaged_file, pick_device
+from sam2.modeling.sam2_base import SAM2Base
 from training.attention import fast_attention
 from training.checkpoints import RESUME_FILE, load_run, save_run
 from training.clips import ClipBatch, exactly
@@ -67,7 +69,7 @@ class Trainer:
     def __init__(self, recipe: Recipe, folder: str | Path, *, resume: bool = False) -> None:
         self.recipe, self.folder = recipe, Path(folder)
         self.rank, self.ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        self.device = _device(recipe)
+        self.device = training_device(recipe)
         self.dtype = training_dtype(recipe.precision, self.device)
         torch.manual_seed(recipe.seed)
         network = build_sam2(
@@ -75,7 +77,7 @@ class Trainer:
             hydra_overrides_extra=recipe.model_overrides,
         )  # fmt: skip
         if recipe.init_from is not None and not resume:
-            start_from(network, _checkpoint(recipe.init_from))
+            _start(network, recipe)
         if recipe.positional_heads and not resume:
             attend_by_position(network, recipe.positional_heads)
         self.model = ClipModel(network, recipe.loss).to(self.device).train()
@@ -105,6 +107,12 @@ class Trainer:
         changed = [key for key in now if now[key] != saved.get(key)]
         if changed:
             logger.warning("The recipe has changed since this run was saved: %s", ", ".join(changed))
+        if resumed.ranks != self.ranks:
+            logger.warning(
+                "This run was saved by %d processes and goes on with %d: a step takes other clips, and %s of them. "
+                "Twice the `accumulate` makes up for half of the processes",
+                resumed.ranks, self.ranks, "more" if self.ranks > resumed.ranks else "fewer",
+            )  # fmt: skip
         logger.info("Resuming at step %d", self.step)
 
     @property
@@ -189,7 +197,7 @@ class Trainer:
                 self._check_finite(result.losses.total)
                 (result.losses.total / len(batches)).backward()
             reports.append(_numbers(result))
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimiser.clip_norm)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimiser.clip_norm or math.inf)
         self._check_finite(norm)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
@@ -208,7 +216,10 @@ class Trainer:
         if not torch.isfinite(value):
             path = self.folder / RESUME_FILE
             last = f"the last good checkpoint is {path}" if path.exists() else "no checkpoint was written yet"
-            raise NonFiniteLoss(f"step {self.step}: the loss or its gradient is {value.item()}; {last}")
+            raise NonFiniteLoss(
+                f"step {self.step}: the loss or its gradient is {value.item()}; {last}. "
+                "--resume with a lower lr, or with another seed, goes on from there; unchanged it would end here again"
+            )
 
     def _after_step(self, report: dict[str, float], bar: tqdm) -> None:
         """Log and validate where it is time to."""
@@ -234,7 +245,8 @@ class Trainer:
 
     def _save(self) -> None:
         if self.rank == 0:
-            save_run(self.folder, self.recipe, self.step, self.model.network, self.optimiser, self.average)
+            network = self.model.network
+            save_run(self.folder, self.recipe, self.step, network, self.optimiser, self.average, self.ranks)
 
 
 def _numbers(result: BatchResult) -> dict[str, float]:
@@ -271,6 +283,15 @@ def _batch_seed(seed: int, step: int, number: int) -> int:
     return int(np.random.SeedSequence([seed, step, number]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
+def _start(network: SAM2Base, recipe: Recipe) -> None:
+    """Load the weights that a run starts from. Raises ValueError where they are of another model."""
+    assert recipe.init_from is not None
+    try:
+        start_from(network, _checkpoint(recipe.init_from))
+    except RuntimeError as error:
+        raise ValueError(f"init_from: no checkpoint of model {recipe.model!r}, give both: {error}") from error
+
+
 def _checkpoint(path: str) -> str | Path:
     """The checkpoint to start from: a file or address, or one that comes with the package."""
     if Path(path).is_file() or not packaged_file(path).is_file():
@@ -278,9 +299,9 @@ def _checkpoint(path: str) -> str | Path:
     return packaged_file(path)
 
 
-def _device(recipe: Recipe) -> torch.device:
-    """The device of this process; torchrun gives each its own GPU."""
-    if recipe.device is not None:
-        return torch.device(recipe.device)
-    device = pick_device()
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if device.type == "cuda" else device
+def training_device(recipe: Recipe) -> torch.device:
+    """The device of this process; torchrun gives each its own GPU unless the recipe names one."""
+    device = pick_device() if recipe.device is None else torch.device(recipe.device)
+    if device.type != "cuda" or device.index is not None:
+        return device
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))

@@ -14,13 +14,18 @@ from training.muon import Muon
 from training.recipe import Optimiser, Stage
 
 TRUNK = "image_encoder.trunk."
+TRUNK_POSITIONS = {f"{TRUNK}pos_embed", f"{TRUNK}pos_embed_window"}
 
 
 class Optimisers:
-    """AdamW alone, or Muon for matrices beside AdamW for the rest, handled as one optimiser."""
+    """AdamW alone, or Muon for matrices beside AdamW for the rest, handled as one optimiser.
 
-    def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
-        self.parts = list(parts)
+    Args:
+        names: of all parameters. What is saved of each goes by its name: a resumed run may group them otherwise.
+    """
+
+    def __init__(self, parts: Sequence[torch.optim.Optimizer], names: Mapping[Tensor, str]) -> None:
+        self.parts, self.names = list(parts), names
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -38,27 +43,38 @@ class Optimisers:
             part.zero_grad(set_to_none=set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs."""
-        return {"parts": [part.state_dict() for part in self.parts]}
+        """What `load_state_dict` needs: kind of optimiser -> name of a parameter -> its state, e.g. momentum."""
+        return {
+            type(part).__name__: {self.names[parameter]: dict(values) for parameter, values in part.state.items()}
+            for part in self.parts
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state, also of AdamW by itself. Raises ValueError if it is of other optimisers."""
-        parts = state.get("parts", [state])
-        if len(parts) != len(self.parts):
-            raise ValueError(f"the saved state is of {len(parts)} optimisers, this run has {len(self.parts)}")
-        for part, saved in zip(self.parts, parts, strict=True):
-            part.load_state_dict(saved)
+        """Go on from a saved state; learning rates, weight decay and so on are this run's, not the saved one's.
+
+        Raises:
+            ValueError: it is of other optimisers.
+        """
+        kinds = [type(part).__name__ for part in self.parts]
+        if set(state) != set(kinds):
+            raise ValueError(f"optimiser.kind: the saved run has {' and '.join(state)}, this one {' and '.join(kinds)}")
+        for kind, part in zip(kinds, self.parts, strict=True):
+            own = part.state_dict()
+            order = [self.names[parameter] for group in part.param_groups for parameter in group["params"]]
+            saved = {i: state[kind][name] for i, name in enumerate(order) if name in state[kind]}
+            part.load_state_dict({"state": saved, "param_groups": own["param_groups"]})
 
 
 def build_optimiser(network: SAM2Base, options: Optimiser) -> Optimisers:
     """The optimiser of a run, with one group for each factor on the learning rate ("lr_scale") and weight decay."""
     matrices = {f"{name}.weight" for name, module in network.named_modules() if isinstance(module, nn.Linear)}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in network.named_parameters()}
     if options.kind == "adamw":
-        return Optimisers([_adamw(network, options, dict(network.named_parameters()))])
+        return Optimisers([_adamw(network, options, dict(network.named_parameters()))], names)
     rest = {name: p for name, p in network.named_parameters() if name not in matrices}
     groups = _groups(network, options, {n: p for n, p in network.named_parameters() if n in matrices})
     muon = Muon(groups, lr=0.0)
-    return Optimisers([muon, _adamw(network, options, rest)])
+    return Optimisers([muon, _adamw(network, options, rest)], names)
 
 
 def _adamw(network: SAM2Base, options: Optimiser, parameters: Mapping[str, nn.Parameter]) -> torch.optim.AdamW:
@@ -69,7 +85,7 @@ def _adamw(network: SAM2Base, options: Optimiser, parameters: Mapping[str, nn.Pa
 def _groups(network: SAM2Base, options: Optimiser, parameters: Mapping[str, nn.Parameter]) -> list[dict[str, Any]]:
     embeddings = {f"{name}.weight" for name, module in network.named_modules() if isinstance(module, nn.Embedding)}
     embeddings |= {name for name, _ in network.named_parameters(recurse=False)}
-    embeddings |= {f"{TRUNK}pos_embed", f"{TRUNK}pos_embed_window"}
+    embeddings |= TRUNK_POSITIONS
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in parameters.items():
         decayed = parameter.ndim > 1 and name not in embeddings
@@ -80,9 +96,14 @@ def _groups(network: SAM2Base, options: Optimiser, parameters: Mapping[str, nn.P
 
 
 def _lr_scale(network: SAM2Base, name: str, options: Optimiser) -> float:
-    """Layer-wise decay (Clark et al. 2020; Bao et al. 2021, BEiT): the deeper a trunk layer, the slower it learns."""
+    """Layer-wise decay (Clark et al. 2020; Bao et al. 2021, BEiT): the deeper a trunk layer, the slower it learns.
+
+    Not its position embeddings, which stand before the first layer and would hardly learn at all.
+    """
     if not name.startswith(TRUNK):
         return 1.0
+    if name in TRUNK_POSITIONS:
+        return options.trunk_lr
     trunk = network.image_encoder.trunk
     depth = trunk.get_num_layers() + 1 - trunk.get_layer_id(name.removeprefix(TRUNK))
     return options.trunk_lr * options.layer_decay**depth

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, cast
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from training.precision import PRECISIONS
 
@@ -80,7 +82,7 @@ class Optimiser:
     weight_decay: float = 0.05  # of matrices; vectors, norms and embeddings have none
     layer_decay: float = 1.0  # the learning rate of a trunk block is this much lower than that of the block after it
     trunk_lr: float = 1.0  # factor on the learning rate of the whole trunk
-    clip_norm: float = 1.0
+    clip_norm: float = 1.0  # gradients are scaled down to this norm; 0 leaves them as they are
     ema: float = 0.999  # decay of the averaged weights, which are the ones exported; 0 exports the last weights
 
 
@@ -89,10 +91,10 @@ class Validation:
     """Held-out drawn clips, and a folder of the same layout as a source if there is one."""
 
     every: int = 250  # steps; 0 never
-    clips: int = 12
+    clips: int = 12  # at most; of a folder the beginnings of as many videos
     frames: int = 8
-    difficulty: float = 0.5
-    source: DataSource | None = None  # None: drawn clips of seeds that training never sees
+    difficulty: float = 0.5  # of drawn clips
+    source: DataSource | None = None  # a folder, of which each video counts once; None: drawn clips held out by seed
 
 
 @dataclass
@@ -135,7 +137,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         for override in overrides:
             _apply(written, override)
         recipe = cast(Recipe, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), written)))
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, YAMLError) as error:
         raise ValueError(f"recipe {str(path)!r}: {error}") from error
     _check(recipe)
     return recipe
@@ -159,35 +161,68 @@ def _apply(config: Any, override: str) -> None:
 
 
 def _check(recipe: Recipe) -> None:
+    """Raise ValueError for what would break a run later, or go unheeded."""
     if not recipe.stages:
         raise ValueError("stages must list at least one stage")
     if not recipe.data:
         raise ValueError("data must list at least one source")
     for i, source in enumerate(recipe.data):
-        if source.kind not in ("drawn", "davis", "sav"):
-            raise ValueError(f"data.{i}.kind must be drawn, davis or sav, got {source.kind!r}")
-        if source.kind != "drawn" and not source.root:
-            raise ValueError(f"data.{i}.root, the folder of the {source.kind} clips, is missing")
+        _check_source(f"data.{i}", source, ("drawn", "davis", "sav"))
     for i, stage in enumerate(recipe.stages):
-        for name in ("steps", "frames", "clips", "accumulate", "repeat", "max_objects"):
-            if getattr(stage, name) < 1:
-                raise ValueError(f"stages.{i}.{name} must be at least 1, got {getattr(stage, name)}")
-        if stage.objects is not None and stage.objects < 1:
-            raise ValueError(f"stages.{i}.objects must be at least 1 or null, got {stage.objects}")
-        if stage.image_size is not None and (stage.image_size < 64 or stage.image_size % 32):
-            raise ValueError(f"stages.{i}.image_size must be at least 64 and divisible by 32, got {stage.image_size}")
-        if len(stage.difficulty) != 2 or not 0 <= stage.difficulty[0] <= stage.difficulty[1] <= 1:
-            raise ValueError(f"stages.{i}.difficulty must be two numbers from 0 to 1, got {stage.difficulty}")
-        mix = stage.prompts
-        if min(mix.mask, mix.box, mix.click) < 0 or mix.mask + mix.box + mix.click <= 0:
-            raise ValueError(f"stages.{i}.prompts: mask, box and click must be shares, got {mix}")
-        if stage.frames == 1 and mix.mask > 0:
-            raise ValueError(
-                f"stages.{i}.prompts.mask must be 0 for single frames: a given mask leaves nothing to learn"
-            )
-    if recipe.optimiser.kind not in ("adamw", "muon"):
-        raise ValueError(f"optimiser.kind must be adamw or muon, got {recipe.optimiser.kind!r}")
+        _check_stage(f"stages.{i}", stage)
+    if recipe.validation.source is not None:
+        _check_source("validation.source", recipe.validation.source, ("davis", "sav"))
+    _check_bounds("", recipe, {"workers": 0, "save_minutes": 0, "log_every": 1, "positional_heads": 0})
+    if recipe.threads is not None:
+        _check_bounds("", recipe, {"threads": 1})
+    _check_bounds("validation.", recipe.validation, {"every": 0, "clips": 1, "frames": 2})
+    _check_bounds("loss.", recipe.loss, {"focal": 0, "dice": 0, "iou": 0, "presence": 0})
+    _check_optimiser(recipe.optimiser)
     if recipe.precision not in PRECISIONS:
         raise ValueError(f"precision must be auto, bfloat16 or float32, got {recipe.precision!r}")
     if recipe.loss.stride not in (1, 2, 4):
         raise ValueError(f"loss.stride must be 1, 2 or 4, got {recipe.loss.stride}")
+
+
+def _check_bounds(prefix: str, record: Any, least: Mapping[str, float]) -> None:
+    for name, bound in least.items():
+        if not getattr(record, name) >= bound:  # not a number is refused as well
+            raise ValueError(f"{prefix}{name} must be at least {bound}, got {getattr(record, name)}")
+
+
+def _check_source(place: str, source: DataSource, kinds: Sequence[str]) -> None:
+    if source.kind not in kinds:
+        raise ValueError(f"{place}.kind must be {', '.join(kinds[:-1])} or {kinds[-1]}, got {source.kind!r}")
+    if source.kind != "drawn" and not source.root:
+        raise ValueError(f"{place}.root, the folder of the {source.kind} clips, is missing")
+    if not 0 < source.weight < math.inf:
+        raise ValueError(f"{place}.weight must be above 0, got {source.weight}")
+    _check_bounds(f"{place}.", source, {"max_stride": 1})
+
+
+def _check_stage(place: str, stage: Stage) -> None:
+    least = dict.fromkeys(("steps", "frames", "clips", "accumulate", "repeat", "max_objects"), 1)
+    _check_bounds(f"{place}.", stage, {**least, "lr": 0, "lr_end": 0, "warmup": 0})
+    if stage.objects is not None and stage.objects < 1:
+        raise ValueError(f"{place}.objects must be at least 1 or null, got {stage.objects}")
+    if stage.image_size is not None and (stage.image_size < 64 or stage.image_size % 32):
+        raise ValueError(f"{place}.image_size must be at least 64 and divisible by 32, got {stage.image_size}")
+    if len(stage.difficulty) != 2 or not 0 <= stage.difficulty[0] <= stage.difficulty[1] <= 1:
+        raise ValueError(f"{place}.difficulty must be two numbers from 0 to 1, got {stage.difficulty}")
+    mix = stage.prompts
+    if min(mix.mask, mix.box, mix.click) < 0 or mix.mask + mix.box + mix.click <= 0:
+        raise ValueError(f"{place}.prompts: mask, box and click must be shares, got {mix}")
+    _check_bounds(f"{place}.prompts.", mix, {"max_corrections": 1})
+    if stage.frames == 1 and mix.mask > 0:
+        raise ValueError(f"{place}.prompts.mask must be 0 for single frames: a given mask leaves nothing to learn")
+
+
+def _check_optimiser(options: Optimiser) -> None:
+    if options.kind not in ("adamw", "muon"):
+        raise ValueError(f"optimiser.kind must be adamw or muon, got {options.kind!r}")
+    if len(options.betas) != 2 or not all(0 <= beta < 1 for beta in options.betas):
+        raise ValueError(f"optimiser.betas must be two numbers from 0 to below 1, got {options.betas}")
+    if not 0 <= options.ema < 1:
+        raise ValueError(f"optimiser.ema must be from 0 to below 1, got {options.ema}")
+    least = {"weight_decay": 0, "layer_decay": 0, "trunk_lr": 0, "clip_norm": 0}
+    _check_bounds("optimiser.", options, least)

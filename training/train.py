@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 
-from training.loop import NonFiniteLoss, Trainer
+from training.loop import NonFiniteLoss, Trainer, training_device
 from training.recipe import Recipe, load_recipe
 
 
@@ -28,16 +28,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
         _train(load_recipe(args.recipe, args.overrides), args.output, args.resume)
-    except (OSError, ValueError, NonFiniteLoss) as error:
+    except (OSError, ValueError, ImportError, NonFiniteLoss) as error:
         raise SystemExit(f"error: {error}") from error
 
 
 def _train(recipe: Recipe, output: str, resume: bool) -> None:
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
+    device = training_device(recipe)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # whatever else this process puts on a GPU, e.g. pinned memory, goes to its own
     if "WORLD_SIZE" in os.environ:  # started by torchrun
-        on_gpu = torch.cuda.is_available() and recipe.device in (None, "cuda")
-        dist.init_process_group("nccl" if on_gpu else "gloo")
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         Trainer(recipe, output, resume=resume).run()
     finally:

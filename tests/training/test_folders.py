@@ -153,7 +153,9 @@ def test_white_masks_are_refused_with_what_to_do(davis: Path):
 
 
 def test_measuring_takes_each_video_once(davis: Path):
-    videos = [LabelledPictures(walk.frames, walk.labels) for walk in open_davis(davis, None) for _ in range(5)]
+    (walk,) = open_davis(davis, None)
+    assert isinstance(walk, LabelledPictures)
+    videos = [LabelledPictures(walk.frames, walk.labels) for _ in range(5)]
     seen: list[int] = []
     for number, video in enumerate(videos):
         video.frame = lambda i, number=number: seen.append(number) or picture(i)  # type: ignore[method-assign]

@@ -6,7 +6,7 @@ import csv
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from sam2.modeling.outputs import FrameFeatures
 from sam2.utils.drawn_clips import draw_clip, write_davis_layout
 from training.checkpoints import RESUME_FILE, WEIGHTS_FILE
 from training.clips import ClipBatch
-from training.loop import NonFiniteLoss, Trainer
+from training.loop import NonFiniteLoss, Trainer, training_device
 from training.model import ClipModel
 from training.recipe import DataSource, Recipe, Stage, Validation
 from training.variation import varied
@@ -215,6 +215,43 @@ def test_a_run_that_was_saved_before_a_key_was_there_counts_as_having_its_defaul
     torch.save(content, tmp_path / RESUME_FILE)
     Trainer(recipe, tmp_path, resume=True)
     assert "The recipe has changed since this run was saved: positional_heads, stages" in caplog.text
+
+
+def test_another_number_of_processes_is_pointed_out_when_resuming(
+    recipe: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    recipe = replace(recipe, stages=[replace(recipe.stages[0], steps=1)])
+    trainer = Trainer(recipe, tmp_path)
+    trainer.ranks = 4
+    trainer._save()
+    Trainer(recipe, tmp_path, resume=True)
+    assert "saved by 4 processes and goes on with 1: a step takes other clips, and fewer of them" in caplog.text
+
+
+def test_without_a_norm_gradients_are_left_as_they_are(recipe: Recipe, tmp_path: Path):
+    seen: list[float] = []
+    for norm in (0.0, 1e-3):
+        recipe.optimiser = replace(recipe.optimiser, clip_norm=norm)
+        trainer = Trainer(recipe, tmp_path)
+        step = trainer.optimiser.step
+        parameters = list(trainer.model.parameters())
+
+        def watched(step: Callable[[], None] = step, parameters: list[torch.nn.Parameter] = parameters) -> None:
+            seen.append(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]).norm().item())
+            step()
+
+        trainer.optimiser.step = watched  # type: ignore[method-assign]
+        (batch, *_) = next(trainer._stage_batches(0, recipe.stages[0], 0))
+        trainer._train_step(recipe.stages[0], 0, [batch])
+    assert seen[0] > 0.01 and seen[1] == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_each_process_has_a_gpu_of_its_own_unless_one_is_named(recipe: Recipe, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    devices = [training_device(replace(recipe, device=name)) for name in ("cuda", "cuda:1", "cpu")]
+    assert [str(device) for device in devices] == ["cuda:3", "cuda:1", "cpu"]
+    monkeypatch.setattr("training.loop.pick_device", lambda: torch.device("cuda"))
+    assert str(training_device(replace(recipe, device=None))) == "cuda:3"
 
 
 def test_videos_that_are_trained_on_and_measured_are_pointed_out(

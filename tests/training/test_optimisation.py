@@ -64,17 +64,25 @@ def test_both_optimisers_go_on_from_a_saved_state():
     trained(whole, options, 4)
     trained(parts, options, 2, trained(parts, options, 2))
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
-    with pytest.raises(ValueError, match="the saved state is of 2 optimisers, this run has 1"):
+    with pytest.raises(ValueError, match="optimiser.kind: the saved run has Muon and AdamW, this one AdamW"):
         build_optimiser(whole, Optimiser()).load_state_dict(trained(whole, options, 1))  # type: ignore[arg-type]
 
 
-def test_a_state_of_adamw_by_itself_is_gone_on_from(network: SAM2Base):
+def test_a_resumed_run_has_its_own_options_and_each_parameter_its_own_state(network: SAM2Base):
+    named = dict(network.named_parameters())
+    for i, parameter in enumerate(named.values()):
+        parameter.grad = torch.full_like(parameter, i + 1.0)
     written = build_optimiser(network, Optimiser())
-    network.no_mem_embed.grad = torch.ones_like(network.no_mem_embed)
     written.step()
-    fresh = build_optimiser(network, Optimiser())
-    fresh.load_state_dict(written.parts[0].state_dict())
-    assert len(fresh.parts[0].state) == 1
+    options = Optimiser(trunk_lr=0.5, layer_decay=0.9, weight_decay=0.1, betas=[0.8, 0.9])
+    fresh = build_optimiser(network, options)
+    before = [(group["lr_scale"], group["weight_decay"], group["betas"]) for group in fresh.param_groups]
+    fresh.load_state_dict(written.state_dict())
+    assert [(group["lr_scale"], group["weight_decay"], group["betas"]) for group in fresh.param_groups] == before
+    assert len(before) > len(written.param_groups) and (0.5 * 0.9, 0.1, (0.8, 0.9)) in before
+    (part,) = fresh.parts
+    for i, parameter in enumerate(named.values()):
+        torch.testing.assert_close(part.state[parameter]["exp_avg"], torch.full_like(parameter, 0.1 * (i + 1)))
 
 
 def test_frozen_parameters_are_those_of_the_named_parts(network: SAM2Base):
@@ -99,6 +107,7 @@ def test_the_trunk_learns_slower_the_deeper_a_layer_is(network: SAM2Base):
     assert settings[f"{trunk}blocks.7.attn.qkv.weight"][0] == pytest.approx(0.8 * 0.5)
     assert settings[f"{trunk}blocks.0.attn.qkv.weight"][0] == pytest.approx(0.8 * 0.5**8)
     assert settings[f"{trunk}patch_embed.proj.weight"][0] == pytest.approx(0.8 * 0.5**9)
+    assert settings[f"{trunk}pos_embed"][0] == settings[f"{trunk}pos_embed_window"][0] == 0.8
     assert settings["image_encoder.neck.convs.0.conv.weight"][0] == 1.0
 
 

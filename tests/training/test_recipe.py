@@ -56,11 +56,34 @@ def test_overrides_change_nested_keys_and_items_of_lists(minimal: Path):
         ("stages.0.image_size=100", "stages.0.image_size must be at least 64 and divisible by 32, got 100"),
         ("optimiser.kind=sgd", "optimiser.kind must be adamw or muon, got 'sgd'"),
         ("loss.stride=3", "loss.stride must be 1, 2 or 4, got 3"),
+        ("seed=[", "while parsing"),
+        ("data=[{kind: drawn, weight: 0}]", "data.0.weight must be above 0, got 0"),
+        ("data=[{kind: sav, root: there, max_stride: 0}]", "data.0.max_stride must be at least 1, got 0"),
+        ("validation.source={kind: films}", "validation.source.kind must be davis or sav, got 'films'"),
+        ("validation.source={kind: davis}", "validation.source.root, the folder of the davis clips, is missing"),
+        ("validation.clips=0", "validation.clips must be at least 1, got 0"),
+        ("validation.frames=1", "validation.frames must be at least 2, got 1"),
+        ("log_every=0", "log_every must be at least 1, got 0"),
+        ("workers=-1", "workers must be at least 0, got -1"),
+        ("threads=0", "threads must be at least 1, got 0"),
+        ("stages.0.lr=-1", "stages.0.lr must be at least 0, got -1"),
+        ("stages.0.lr=.nan", "stages.0.lr must be at least 0, got nan"),
+        ("stages.0.prompts.max_corrections=0", "stages.0.prompts.max_corrections must be at least 1, got 0"),
+        ("loss.dice=-1", "loss.dice must be at least 0, got -1"),
+        ("optimiser.betas=[0.9]", "optimiser.betas must be two numbers"),
+        ("optimiser.ema=1.5", "optimiser.ema must be from 0 to below 1, got 1.5"),
+        ("optimiser.clip_norm=-1", "optimiser.clip_norm must be at least 0, got -1"),
     ],
 )
 def test_what_is_wrong_is_named(minimal: Path, override: str, message: str):
     with pytest.raises(ValueError, match=message):
         load_recipe(minimal, [override])
+
+
+def test_a_recipe_that_is_no_yaml_is_named(tmp_path: Path):
+    (tmp_path / "r.yaml").write_text("stages: [\n")
+    with pytest.raises(ValueError, match=r"recipe '.*r.yaml': while parsing"):
+        load_recipe(tmp_path / "r.yaml")
 
 
 def test_a_missing_file_is_named(tmp_path: Path):

@@ -24,6 +24,14 @@ def test_a_mistake_in_an_override_ends_in_a_message(tmp_path: Path):
         main([str(RECIPES / "nano.yaml"), "--output", str(tmp_path), "learning_rate=3"])
 
 
+def test_a_checkpoint_of_another_model_ends_in_a_message(tmp_path: Path):
+    options = ["model=sam2.1_hiera_t", "device=cpu", "validation.every=0"]
+    with pytest.raises(
+        SystemExit, match="init_from: no checkpoint of model 'sam2.1_hiera_t', give both: .* does not fit"
+    ):
+        main([str(RECIPES / "nano.yaml"), "--output", str(tmp_path), *options])
+
+
 def test_one_command_trains_and_another_one_resumes(tmp_path: Path):
     options = [
         "workers=0",
