@@ -86,7 +86,7 @@ def load_run(
     try:
         network.load_state_dict(content["model"])
     except RuntimeError as error:
-        raise ValueError(f"{path} was written by a run of another model: {error}") from error
+        raise ValueError(f"{path} was written by a run of another model than this recipe's") from error
     optimiser.load_state_dict(content["optimiser"])
     average.load(content["average"])
     return Resumed(content["step"], content["recipe"], content["ranks"])

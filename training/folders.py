@@ -139,7 +139,7 @@ def _run_length_masks() -> Any:
     try:
         from pycocotools import mask
     except ImportError as error:
-        raise ImportError('reading SA-V annotations needs the extra: pip install "sam2[export]"') from error
+        raise ImportError('reading SA-V annotations needs the extra: pip install "sam2[training]"') from error
     return mask
 
 

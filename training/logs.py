@@ -21,7 +21,8 @@ class CsvLog:
         kept: list[dict[str, str]] = []
         if resume_step and path.is_file():
             with path.open(newline="") as file:
-                kept = [row for row in csv.DictReader(file) if int(row["step"]) <= resume_step]
+                rows = [row for row in csv.DictReader(file) if None not in row.values()]  # the disk may have been full
+                kept = [row for row in rows if int(row["step"]) <= resume_step]
         self.header = list(kept[0]) if kept else []
         self._rewrite(kept)
 

@@ -40,6 +40,7 @@ from training.optimisation import (
 )
 from training.precision import training_dtype
 from training.recipe import Recipe, Stage, with_defaults
+from training.recomputation import recompute_trunk
 from training.samples import SampleDraw, read_batches
 from training.sources import Wanted, shared_videos
 from training.validation import held_out_clips, validate
@@ -80,6 +81,8 @@ class Trainer:
             _start(network, recipe)
         if recipe.positional_heads and not resume:
             attend_by_position(network, recipe.positional_heads)
+        if recipe.recompute:
+            recompute_trunk(network)
         self.model = ClipModel(network, recipe.loss).to(self.device).train()
         self.optimiser = build_optimiser(network, recipe.optimiser)
         self.average = AveragedWeights(network, recipe.optimiser.ema)

@@ -109,8 +109,8 @@ def answer_losses(answer: SamOutput, target: Tensor, weights: LossWeights) -> An
     """The loss of one pass of the decoder.
 
     Of several masks only the one with the lowest focal and dice loss is trained, but the predicted IoU of all. An
-    object that is not there trains the presence score alone. Neither does one that the network takes for absent train
-    masks: their logits are constants then.
+    object that is not there trains the presence score alone. One that the network takes for absent trains no mask,
+    whose logits are constants then, and its predicted IoUs towards 0.
 
     Args:
         target: masks bool (B, S, S).
@@ -128,11 +128,11 @@ def answer_losses(answer: SamOutput, target: Tensor, weights: LossWeights) -> An
     focal, dice = focal_loss(logits, wanted), dice_loss(logits, wanted)  # (b, M)
     best = (weights.focal * focal + weights.dice * dice).argmin(dim=1, keepdim=True)
     focal, dice = focal.gather(1, best).sum(), dice.gather(1, best).sum()
+    predicted = answer.ious.float()  # (B, M)
     with torch.no_grad():
-        actual = mask_iou(logits > 0, wanted >= 0.5)
-    predicted = answer.ious[rows].float()
-    iou = (predicted - actual).abs().mean(dim=1).sum()
+        actual = torch.zeros_like(predicted)
+        actual[rows] = mask_iou(logits > 0, wanted >= 0.5)
+    iou = ((predicted - actual).abs().mean(dim=1) * visible).sum()
     total = weights.focal * focal + weights.dice * dice + weights.iou * iou + weights.presence * presence
-    ious = torch.zeros_like(visible, dtype=torch.float32)
-    ious[rows] = actual.gather(1, predicted.argmax(dim=1, keepdim=True))[:, 0]
+    ious = actual.gather(1, predicted.argmax(dim=1, keepdim=True))[:, 0]
     return Answered(Losses(total, focal, dice, iou, presence), ious, visible)

@@ -1,4 +1,5 @@
-"""The network over a clip: prompt the first frame, track the others from memory, correct some, and sum up the losses.
+"""The network over a clip: prompt the first frame and perhaps others, track the rest from memory, correct some answers,
+and sum up the losses.
 
 N clips, T frames, B objects of all clips together, S x S pixels.
 """
@@ -16,7 +17,7 @@ from sam2.modeling.sam2_base import SAM2Base
 from sam2.utils.transforms import IMAGE_MEAN, IMAGE_STD
 from training.clips import ClipBatch
 from training.losses import BatchResult, Tally
-from training.prompts import Corrections, PromptGroup, add_click, draw_corrections, group_prompts, prompt_group
+from training.prompts import Plan, PromptGroup, add_click, draw_plan, group_prompts, prompt_again, prompt_group
 from training.recipe import LossWeights, PromptMix
 
 PRACTICE_UNIT = 8  # of more objects than this, a multiple of it is tried out, so that sizes come again
@@ -52,26 +53,26 @@ class ClipModel(nn.Module):
         num_objects, num_frames = batch.masks.shape[:2]
         encoded = self._encode(batch.frames)
         groups = group_prompts(batch.masks[:, 0, None], mix)
-        corrections = draw_corrections(mix, num_frames)
-        bank, tally, kept = MemoryBank({}, {}), Tally(self.weights), []
-        for t in range(num_frames):
+        plan = draw_plan(mix, num_frames)
+        bank, tally, kept = MemoryBank({}, {}), Tally(self.weights), {}
+        for t in (*plan.prompted, *(t for t in range(num_frames) if t not in plan.prompted)):
             features = _features_of(encoded, batch.clip_of, t, num_frames)
             target = batch.masks[:, t, None]  # (B, 1, S, S)
-            if t == 0:
-                output = self._prompted_frame(features, target, groups, corrections.first_clicks, tally)
+            if t in plan.prompted:
+                prompts = groups if t == 0 else prompt_again(groups, target)
+                output = self._prompted_frame(features, target, prompts, plan.first_clicks, tally)
             else:
-                answers = self._tracked_frame(features, target, bank, FrameRequest(t, num_frames), corrections)
+                answers = self._tracked_frame(features, target, bank, FrameRequest(t, num_frames), plan)
                 tally.add("tracked", answers, target[:, 0], counted=_prompted_by_mask(groups, num_objects))
                 output = answers[-1]
-            if t == corrections.practice_frame:
-                self._practise(features, target, corrections.practice_clicks, tally)
-            if t + 1 < num_frames:
-                is_prompted = t == 0 or (t == corrections.frame and corrections.clicks > 0)
-                frames = bank.prompted if is_prompted else bank.propagated
+            if t == plan.practice_frame:
+                self._practise(features, target, plan.practice_clicks, tally)
+            if t in plan.prompted or t + 1 < num_frames:
+                frames = bank.prompted if t in plan.prompted or t in plan.corrected else bank.propagated
                 frames[t] = self._remember(features, output)  # type: ignore[index]
             if keep_masks:
-                kept.append(output.high_res_masks[:, 0] > 0)
-        masks = torch.stack(kept, dim=1) if keep_masks else None
+                kept[t] = output.high_res_masks[:, 0] > 0
+        masks = torch.stack([kept[t] for t in sorted(kept)], dim=1) if keep_masks else None
         return ClipResult(tally.result(1 / (num_objects * num_frames)), masks)
 
     def _encode(self, frames: Tensor) -> FrameFeatures:
@@ -82,7 +83,7 @@ class ClipModel(nn.Module):
     def _prompted_frame(
         self, features: FrameFeatures, target: Tensor, groups: list[PromptGroup], clicks: int, tally: Tally
     ) -> SamOutput:
-        """The first frame: every group is decoded by itself, and all but given masks are trained, perhaps corrected."""
+        """A prompted frame: every group is decoded by itself; all but given masks are trained, perhaps corrected."""
         finals = []
         for group in groups:
             answers = self._answer_prompts(features, target, group, clicks)
@@ -115,9 +116,9 @@ class ClipModel(nn.Module):
         return answers
 
     def _tracked_frame(
-        self, features: FrameFeatures, target: Tensor, bank: MemoryBank, request: FrameRequest, corrections: Corrections
+        self, features: FrameFeatures, target: Tensor, bank: MemoryBank, request: FrameRequest, plan: Plan
     ) -> list[SamOutput]:
-        """A later frame: read memory, decode, and correct the answer if this is the frame for it."""
+        """Another frame: read memory, decode, and correct the answer if it is planned."""
         conditioned = self.network.read_memory(features, bank, request)
         answers = [
             self.network._forward_sam_heads(
@@ -125,8 +126,8 @@ class ClipModel(nn.Module):
                 multimask_output=self.network._use_multimask(False, None),
             )
         ]  # fmt: skip
-        if request.frame_idx == corrections.frame and corrections.clicks:
-            answers += self._correct(features, conditioned, target, answers[0], None, corrections.clicks, False)
+        if request.frame_idx in plan.corrected:
+            answers += self._correct(features, conditioned, target, answers[0], None, plan.clicks, False)
         return answers
 
     def _correct(

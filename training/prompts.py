@@ -1,10 +1,11 @@
-"""Simulated users: how each object is prompted on the first frame, and clicks where an answer is wrong.
+"""Simulated users: how each object is prompted, on the first frame and others, and clicks where an answer is wrong.
 
 Random numbers come from torch's global generator, which the loop seeds at every step. B objects, S x S pixels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -26,12 +27,13 @@ class PromptGroup(NamedTuple):
     points: PointInputs | None
 
 
-class Corrections(NamedTuple):
-    """Which frames of a step are corrected, by how many clicks; 0 clicks, and frame 0, for none."""
+class Plan(NamedTuple):
+    """What a user does in a step: on which frames, with how many clicks."""
 
-    first_clicks: int
-    frame: int
-    clicks: int
+    prompted: tuple[int, ...]  # frames that are prompted before anything is tracked, the first one first
+    first_clicks: int  # that correct the answer to a prompt, 0 for none
+    corrected: tuple[int, ...]  # tracked frames whose answer is corrected
+    clicks: int  # on each of them
     practice_frame: int | None  # on which boxes and clicks are tried that nobody remembers
     practice_clicks: int
 
@@ -62,20 +64,44 @@ def prompt_group(kind: str, rows: Tensor, masks: Tensor) -> PromptGroup:
     return PromptGroup(kind, rows, None, PointInputs(*sample_random_points_from_errors(masks, None)))
 
 
-def draw_corrections(mix: PromptMix, num_frames: int) -> Corrections:
-    """Decide which frames are corrected."""
+def prompt_again(groups: Sequence[PromptGroup], masks: Tensor) -> list[PromptGroup]:
+    """Prompt the same objects on another frame, each in its own way; those that are absent by their empty mask."""
+    visible = masks.flatten(1).any(dim=1)
+    again = []
+    for group in groups:
+        there, absent = group.rows[visible[group.rows]], group.rows[~visible[group.rows]]
+        for kind, rows in ((group.kind, there), ("mask", absent)):
+            if len(rows):
+                again.append(prompt_group(kind, rows, masks[rows]))
+    return again
+
+
+def draw_plan(mix: PromptMix, num_frames: int) -> Plan:
+    """Decide which frames are prompted and corrected."""
     first_chance, later_chance, practice_chance = torch.rand(3).tolist()
     first_clicks, later_clicks, practice_clicks = torch.randint(1, mix.max_corrections + 1, (3,)).tolist()
     practice_frame = int(torch.randint(num_frames, ()).item())
-    frame = int(torch.randint(1, max(num_frames, 2), ()).item())
+    corrected = [int(torch.randint(1, max(num_frames, 2), ()).item())]
+    if mix.corrected_frames > 1:
+        corrected += _some_frames(num_frames, mix.corrected_frames - 1)
+    prompted = [0, *_some_frames(num_frames, mix.prompted_frames - 1)]
     corrects_later = later_chance < mix.correction and num_frames > 1
-    return Corrections(
+    return Plan(
+        prompted=tuple(prompted),
         first_clicks=first_clicks if first_chance < mix.first_correction else 0,
-        frame=frame if corrects_later else 0,
-        clicks=later_clicks if corrects_later else 0,
+        corrected=tuple(sorted({*corrected} - {*prompted})) if corrects_later else (),
+        clicks=later_clicks,
         practice_frame=practice_frame if practice_chance < mix.practice else None,
         practice_clicks=practice_clicks,
     )
+
+
+def _some_frames(num_frames: int, most: int) -> list[int]:
+    """0 to `most` of the frames after the first, in order."""
+    if most == 0:
+        return []
+    count = int(torch.randint(most + 1, ()).item())
+    return sorted((1 + torch.randperm(num_frames - 1)[:count]).tolist())
 
 
 def add_click(points: PointInputs | None, target: Tensor, answer: Tensor) -> PointInputs:

@@ -34,7 +34,9 @@ class PromptMix:
     mask: float = 0.6
     box: float = 0.2
     click: float = 0.2
-    correction: float = 0.3  # share of steps in which one later frame gets corrective clicks
+    prompted_frames: int = 1  # the first one, and by chance up to this many in all, are prompted before tracking
+    correction: float = 0.3  # share of steps in which later frames get corrective clicks
+    corrected_frames: int = 1  # 1 to this many of them
     first_correction: float = 0.3  # share of steps in which boxes and clicks on the first frame are corrected at once
     max_corrections: int = 3  # clicks on a corrected frame: 1 to this many
     practice: float = (
@@ -110,6 +112,7 @@ class Recipe:
     precision: str = "auto"  # of the arithmetic: "bfloat16", "float32", or what suits the device; weights are float32
     workers: int = 1  # processes that prepare clips, for each training process
     threads: int | None = None  # of torch on the CPU
+    recompute: bool = False  # the trunk's activations, instead of keeping them: far less memory, and more time
     save_minutes: float = 3.0
     log_every: int = 10  # steps
     export_float16: bool = False  # halve the exported checkpoint
@@ -212,7 +215,7 @@ def _check_stage(place: str, stage: Stage) -> None:
     mix = stage.prompts
     if min(mix.mask, mix.box, mix.click) < 0 or mix.mask + mix.box + mix.click <= 0:
         raise ValueError(f"{place}.prompts: mask, box and click must be shares, got {mix}")
-    _check_bounds(f"{place}.prompts.", mix, {"max_corrections": 1})
+    _check_bounds(f"{place}.prompts.", mix, {"max_corrections": 1, "prompted_frames": 1, "corrected_frames": 1})
     if stage.frames == 1 and mix.mask > 0:
         raise ValueError(f"{place}.prompts.mask must be 0 for single frames: a given mask leaves nothing to learn")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -9,11 +10,13 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from sam2.utils.drawn_clips import random_clip
+from sam2.utils.drawn_clips import has_photographs, random_clip
 from training.clips import Sample
 from training.folders import AnnotatedVideo, open_davis, open_sav
 from training.recipe import DataSource
 from training.views import View, random_view
+
+logger = logging.getLogger(__name__)
 
 FIRST_TRAINING_SEED = 2**32
 """Drawn clips of seeds below are never trained on: they are for validation, tests and demonstrations."""
@@ -42,6 +45,13 @@ class SampleSource(Protocol):
 
 class DrawnSource:
     """Drawn clips, each from a seed of its own."""
+
+    def __init__(self) -> None:
+        if not has_photographs():
+            logger.warning(
+                "scikit-image is not installed: clips are drawn without its photographs, and a seed draws other clips "
+                'than with them (pip install "sam2[training]")'
+            )
 
     def draw(self, rng: np.random.Generator, wanted: Wanted) -> Sample | None:
         """See `SampleSource`."""

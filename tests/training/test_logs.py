@@ -24,6 +24,12 @@ def test_a_resumed_log_drops_what_will_be_done_again(tmp_path: Path):
     assert [(row["step"], row["loss"]) for row in rows(tmp_path / "a.csv")] == [("0", "0"), ("1", "0.5"), ("2", "9")]
 
 
+def test_a_row_that_was_cut_short_is_dropped(tmp_path: Path):
+    (tmp_path / "a.csv").write_text("step,loss,lr\n1,0.5,0.1\n2,0.4")
+    CsvLog(tmp_path / "a.csv", 2)
+    assert [row["step"] for row in rows(tmp_path / "a.csv")] == ["1"]
+
+
 def test_a_new_run_starts_a_new_log(tmp_path: Path):
     CsvLog(tmp_path / "a.csv", 0).append(0, {"loss": 1.0})
     CsvLog(tmp_path / "a.csv", 0)

@@ -63,7 +63,7 @@ def test_an_absent_object_trains_its_presence_alone():
     multimasks = torch.zeros(2, 3, 8, 8, requires_grad=True)
     target = target_half(2)
     target[1] = False
-    ious = torch.zeros(2, 3, requires_grad=True)
+    ious = torch.full((2, 3), 0.3, requires_grad=True)
     answered = answer_losses(answer(multimasks, ious, [3.0, 3.0]), target, LossWeights(stride=1))
     losses = answered.losses
     losses.total.backward()
@@ -72,6 +72,16 @@ def test_an_absent_object_trains_its_presence_alone():
     assert ious.grad[1].abs().sum() == 0
     assert losses.presence.item() == pytest.approx(math.log1p(math.exp(-3)) + math.log1p(math.exp(3)), rel=1e-5)
     assert answered.visible.tolist() == [True, False]
+
+
+def test_an_object_that_is_taken_for_absent_trains_its_presence_and_the_predicted_iou_towards_0():
+    multimasks = torch.zeros(1, 3, 8, 8, requires_grad=True)
+    ious = torch.tensor([[0.2, 0.4, 0.9]], requires_grad=True)
+    losses = answer_losses(answer(multimasks, ious, [-2.0]), target_half(1), LossWeights(stride=1)).losses
+    losses.total.backward()
+    assert losses.iou.item() == pytest.approx(0.5) and losses.focal.item() == losses.dice.item() == 0
+    assert ious.grad is not None and (ious.grad > 0).all()
+    assert multimasks.grad is None or multimasks.grad.abs().sum() == 0
 
 
 def test_the_total_is_the_weighted_sum():

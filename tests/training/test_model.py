@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -15,8 +16,9 @@ from training.attention import fast_attention
 from training.clips import ClipBatch
 from training.losses import answer_losses
 from training.model import ClipModel
-from training.prompts import group_prompts
+from training.prompts import Plan, group_prompts
 from training.recipe import LossWeights, PromptMix
+from training.recomputation import recompute_trunk
 
 MASKS_ONLY = PromptMix(mask=1, box=0, click=0, correction=0, first_correction=0)
 EVERYTHING = PromptMix(mask=0.4, box=0.3, click=0.3, correction=1, first_correction=1)
@@ -85,6 +87,53 @@ def test_every_pass_of_the_decoder_is_supervised(model: ClipModel, batch: ClipBa
     torch.manual_seed(1)
     model(batch, PromptMix(mask=0, box=0, click=1, correction=1, first_correction=1, practice=1))
     assert calls.count("decode") == calls.count("supervise") >= (3 + 2) + 2 * 2
+
+
+def test_further_prompted_frames_are_remembered_before_anything_is_tracked(
+    model: ClipModel, batch: ClipBatch, monkeypatch: pytest.MonkeyPatch
+):
+    seen: list[tuple[int, list[int], list[int]]] = []
+    track = ClipModel._tracked_frame
+
+    def watched(self: ClipModel, features: Any, target: Any, bank: Any, request: Any, plan: Any) -> Any:
+        seen.append((request.frame_idx, sorted(bank.prompted), sorted(bank.propagated)))
+        return track(self, features, target, bank, request, plan)
+
+    monkeypatch.setattr(ClipModel, "_tracked_frame", watched)
+    plan = Plan(prompted=(0, 2), first_clicks=0, corrected=(), clicks=1, practice_frame=None, practice_clicks=1)
+    monkeypatch.setattr("training.model.draw_plan", lambda mix, num_frames: plan)
+    masks = masks_of(model, batch, MASKS_ONLY)
+    assert seen == [(1, [0, 2], [])]
+    assert torch.equal(masks[:, 2], batch.masks[:, 2]), "a given mask is the answer"
+
+
+def test_a_trunk_that_is_computed_again_learns_the_same_and_keeps_less(model: ClipModel, batch: ClipBatch):
+    def gradients() -> tuple[dict[str, torch.Tensor], int]:
+        kept = 0
+
+        def count(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal kept
+            kept += tensor.nbytes
+            return tensor
+
+        torch.manual_seed(0)
+        with fast_attention(torch.device("cpu")), torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+            loss = model(batch, MASKS_ONLY).batch.losses.total
+        before = kept
+        loss.backward()
+        found = {name: p.grad for name, p in model.network.named_parameters() if p.grad is not None}
+        model.zero_grad(set_to_none=True)
+        return found, before
+
+    plain, most = gradients()
+    recompute_trunk(model.network)
+    again, least = gradients()
+    assert plain.keys() == again.keys() and all(torch.equal(plain[name], again[name]) for name in plain)
+    assert least < 0.75 * most
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        dict(copied.network.named_parameters())["image_encoder.trunk.blocks.0.norm1.weight"].zero_()
+    assert not torch.equal(masks_of(copied, batch, MASKS_ONLY), masks_of(model, batch, MASKS_ONLY))
 
 
 def test_many_objects_are_practised_on_in_multiples(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from training.prompts import add_click, draw_corrections, group_prompts
+from training.prompts import add_click, draw_plan, group_prompts, prompt_again, prompt_group
 from training.recipe import PromptMix
 
 
@@ -55,15 +55,37 @@ def test_every_kind_has_its_share_of_the_objects_to_within_one():
 def test_corrections_come_as_often_as_asked_for_and_never_on_the_first_frame():
     torch.manual_seed(0)
     mix = PromptMix(correction=0.25, first_correction=0.5, max_corrections=2)
-    drawn = [draw_corrections(mix, num_frames=4) for _ in range(400)]
-    assert 70 <= sum(each.clicks > 0 for each in drawn) <= 130
+    drawn = [draw_plan(mix, num_frames=4) for _ in range(400)]
+    assert 70 <= sum(bool(each.corrected) for each in drawn) <= 130
     assert 160 <= sum(each.first_clicks > 0 for each in drawn) <= 240
-    assert {each.frame for each in drawn if each.clicks} == {1, 2, 3}
-    assert {each.clicks for each in drawn} == {0, 1, 2}
+    assert {each.corrected for each in drawn} == {(), (1,), (2,), (3,)}
+    assert {each.clicks for each in drawn if each.corrected} == {1, 2}
+    assert {each.prompted for each in drawn} == {(0,)}
+
+
+def test_several_frames_are_prompted_and_others_corrected():
+    torch.manual_seed(0)
+    mix = PromptMix(correction=1.0, prompted_frames=3, corrected_frames=2)
+    drawn = [draw_plan(mix, num_frames=4) for _ in range(400)]
+    assert {each.prompted for each in drawn} == {(0,), (0, 1), (0, 2), (0, 3), (0, 1, 2), (0, 1, 3), (0, 2, 3)}
+    assert {len(each.corrected) for each in drawn} == {0, 1, 2}
+    assert not any({*each.prompted} & {*each.corrected} for each in drawn)
+
+
+def test_on_another_frame_objects_are_prompted_in_their_own_way_unless_they_are_absent():
+    groups = [prompt_group("mask", torch.tensor([1]), blocks(4)[[1]])]
+    groups.append(prompt_group("click", torch.tensor([0, 2, 3]), blocks(4)[[0, 2, 3]]))
+    masks = blocks(4)
+    masks[2] = False
+    again = prompt_again(groups, masks)
+    assert [(group.kind, group.rows.tolist()) for group in again] == [("mask", [1]), ("click", [0, 3]), ("mask", [2])]
+    assert again[2].mask is not None and not again[2].mask.any() and again[1].points is not None
 
 
 def test_a_single_frame_has_no_later_one_to_correct():
-    assert draw_corrections(PromptMix(correction=1.0), num_frames=1).clicks == 0
+    mix = PromptMix(correction=1.0, corrected_frames=2, prompted_frames=2)
+    plan = draw_plan(mix, num_frames=1)
+    assert plan.corrected == () and plan.prompted == (0,)
 
 
 def test_clicks_say_what_was_missed_and_what_was_wrong():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
+from sam2.build_sam import build_sam2
 from training.recipe import load_recipe
 
 RECIPES = Path(__file__).resolve().parents[2] / "configs" / "training"
@@ -24,6 +26,18 @@ def test_the_shipped_recipes_are_valid():
     finetune = load_recipe(RECIPES / "finetune.yaml", ["data.0.root=somewhere"])
     assert finetune.stages[0].steps == 200
     assert finetune.validation.source is not None and finetune.validation.source.root == "somewhere"
+
+
+def test_a_recipe_for_metas_checkpoints_is_gentle_and_trains_on_the_users_clips_alone():
+    recipe = load_recipe(RECIPES / "finetune_meta.yaml", ["data.0.root=somewhere"])
+    assert [source.kind for source in recipe.data] == ["davis"]
+    assert recipe.stages[0].lr <= 1e-5 and recipe.optimiser.clip_norm <= 0.1
+    network = build_sam2(
+        recipe.model, device="cpu", mode="train", apply_postprocessing=False,
+        hydra_overrides_extra=recipe.model_overrides,
+    )  # fmt: skip
+    rates = [cast(Any, block).drop_path.drop_prob for block in network.image_encoder.trunk.blocks[1:]]
+    assert rates == sorted(rates) and rates[-1] == pytest.approx(0.1)
 
 
 def test_a_recipe_without_its_folder_says_which_key_is_missing():

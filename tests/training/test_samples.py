@@ -153,6 +153,14 @@ def test_a_folder_without_objects_to_prompt_is_named(monkeypatch):
         samples[0]
 
 
+def test_drawn_clips_without_photographs_are_pointed_out(monkeypatch, caplog):
+    DrawnSource()
+    assert not caplog.text
+    monkeypatch.setattr("training.sources.has_photographs", lambda: False)
+    DrawnSource()
+    assert "scikit-image is not installed" in caplog.text
+
+
 def test_training_never_draws_the_clips_that_are_held_out(monkeypatch):
     seeds = []
     monkeypatch.setattr("training.sources.drawn_sample", lambda seed, wanted: seeds.append(seed))

@@ -28,6 +28,7 @@ from sam2.utils.drawn_clips.davis_layout import write_davis_layout
 from sam2.utils.drawn_clips.random_clips import MIN_VISIBLE, random_clip
 from sam2.utils.drawn_clips.records import DrawnClip
 from sam2.utils.drawn_clips.staged_clips import DASH_FRAMES, MAX_OBJECTS, SPEEDS, Event, draw_clip
+from sam2.utils.drawn_clips.textures import has_photographs
 
 __all__ = [
     "DASH_FRAMES",
@@ -37,6 +38,7 @@ __all__ = [
     "DrawnClip",
     "Event",
     "draw_clip",
+    "has_photographs",
     "random_clip",
     "write_davis_layout",
 ]

@@ -166,6 +166,11 @@ def _towards(tile: np.ndarray, colour: np.ndarray, share: float) -> np.ndarray:
     return to_bytes(tile * (1 - 0.5 * share) + (colour - mean * (1 - 0.5 * share)) * share)
 
 
+def has_photographs() -> bool:
+    """Whether random clips show photographs: those of scikit-image, if it is installed. Without, seeds draw others."""
+    return bool(_photos())
+
+
 @lru_cache(maxsize=1)
 def _photos() -> tuple[np.ndarray, ...]:
     """The photographs that ship with scikit-image, none when it is not installed."""
