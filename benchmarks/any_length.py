@@ -29,7 +29,6 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 NANO = "configs/sam2.1/sam2.1_hiera_nano.yaml"
-PARTS = ("memory", "start", "objects", "videos")
 SIZE = (480, 854)
 
 
@@ -215,12 +214,58 @@ def draw_video(folder: Path, count: int) -> str:
     return str(path)
 
 
-def report(part: str, results: dict[str, dict[str, Any]]) -> None:
-    for who, found in results.items():
-        print(f"{part:8} {who:24} {json.dumps(found)}", flush=True)
+class Beside:
+    """Both packages, where they work, and what was measured so far."""
+
+    def __init__(self, folder: Path, original: Path, config: str, job: dict[str, Any]) -> None:
+        self.folder = folder
+        self.ours = (ROOT, {**job, "config": config})
+        self.theirs = (original, {**job, "config": config})
+        self.found: dict[str, Any] = {}
+
+    def measure(self, part: str, label: str, side: tuple[Path, dict[str, Any]], **extra: Any) -> None:
+        """One part for one package, in a process of its own."""
+        found = run(side[0], {**side[1], "part": part, **extra}, self.folder / "log.txt")
+        if found is not None:
+            self.report(part, label, found)
+
+    def report(self, part: str, label: str, found: dict[str, Any]) -> None:
+        self.found[f"{part} {label}"] = found
+        print(f"{part:8} {label:24} {json.dumps(found)}", flush=True)
 
 
-def main(argv: list[str] | None = None) -> int:
+def memory(both: Beside, args: argparse.Namespace) -> None:
+    for keep in ("window", "all"):
+        for count in args.frames if keep == "window" else args.original_frames:
+            extra = {"frames": draw(both.folder, count), "objects": 1, "init": {"keep": keep}}
+            both.measure("memory", f"ours, {keep}, {count} frames", both.ours, **extra)
+    for count in args.original_frames:
+        frames = draw(both.folder, count)
+        both.measure("memory", f"original, {count} frames", both.theirs, frames=frames, objects=1)
+
+
+def start(both: Beside, args: argparse.Namespace) -> None:
+    count = max(args.frames)
+    both.measure("start", f"ours, MP4, {count}", both.ours, frames=draw_video(both.folder, count))
+    both.measure("start", f"ours, JPEG, {count}", both.ours, frames=draw(both.folder, count))
+    for few in args.original_frames:
+        both.measure("start", f"original, JPEG, {few}", both.theirs, frames=draw(both.folder, few))
+
+
+def objects(both: Beside, args: argparse.Namespace) -> None:
+    for count in args.objects:
+        both.report("objects", str(count), time_objects(both.folder, both.ours, both.theirs, count, args.timed))
+
+
+def videos(both: Beside, args: argparse.Namespace) -> None:
+    for label, side in (("ours", both.ours), ("original", both.theirs)):
+        both.measure("videos", label, side, frames=draw(both.folder, 20))
+
+
+PARTS = {"memory": memory, "start": start, "objects": objects, "videos": videos}
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Memory, start and number of objects beside the original.")
     parser.add_argument("--config", default="configs/sam2.1/sam2.1_hiera_t.yaml")
     parser.add_argument("--image_size", type=int, default=1024)
@@ -237,59 +282,33 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.checkpoint is not None and not args.checkpoint.is_file():
         parser.error(f"--checkpoint: no such file: {args.checkpoint}")
-    sys.path.insert(0, str(ROOT))
-    import torch
+    return args
 
-    sys.path.insert(0, str(Path(__file__).parent))
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    sys.path[:0] = [str(Path(__file__).parent), str(ROOT)]
+    import torch
     from beside_original import install_original, seeded_weights
 
     original = install_original(args.original)
-    everything: dict[str, Any] = {}
+    config = NANO if args.config == "nano" else args.config
+    # The original finds configs in its own folder only, and has none of this one; ours may have changed.
+    if config == NANO or not (original / "sam2" / config).is_file():
+        shutil.copy(ROOT / config, original / "sam2" / config)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        config = NANO if args.config == "nano" else args.config
+        weights = Path(name) / "weights.pt" if args.checkpoint is None else args.checkpoint.resolve()
         if args.checkpoint is None:
-            torch.save(seeded_weights(config, args.image_size, seed=0), folder / "weights.pt")
-        # The original finds configs in its own folder only, and has none of this one; ours may have changed.
-        if config == NANO or not (original / "sam2" / config).is_file():
-            shutil.copy(ROOT / config, original / "sam2" / config)
-        weights = folder / "weights.pt" if args.checkpoint is None else args.checkpoint.resolve()
+            torch.save(seeded_weights(config, args.image_size, seed=0), weights)
         job = {"checkpoint": str(weights), "image_size": args.image_size, "device": args.device, "dtype": args.dtype}
-        ours = (ROOT, {**job, "config": config})
-        theirs = (original, {**job, "config": config})
-
-        def measure(part: str, label: str, side: tuple[Path, dict[str, Any]], **extra: Any) -> None:
-            found = run(side[0], {**side[1], "part": part, **extra}, folder / "log.txt")
-            if found is not None:
-                everything[f"{part} {label}"] = found
-                report(part, {label: found})
-
         where = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
         print(f"{Path(config).stem} at {args.image_size}, {args.dtype}, {where}, torch {torch.__version__}", flush=True)
-        if "memory" in args.parts:
-            for keep in ("window", "all"):
-                for count in args.frames if keep == "window" else args.original_frames:
-                    extra = {"frames": draw(folder, count), "objects": 1, "init": {"keep": keep}}
-                    measure("memory", f"ours, {keep}, {count} frames", ours, **extra)
-            for count in args.original_frames:
-                measure("memory", f"original, {count} frames", theirs, frames=draw(folder, count), objects=1)
-        if "start" in args.parts:
-            count = max(args.frames)
-            video = draw_video(folder, count)
-            measure("start", f"ours, MP4, {count}", ours, frames=video)
-            measure("start", f"ours, JPEG, {count}", ours, frames=draw(folder, count))
-            for few in args.original_frames:
-                measure("start", f"original, JPEG, {few}", theirs, frames=draw(folder, few))
-        if "objects" in args.parts:
-            for count in args.objects:
-                found = time_objects(folder, ours, theirs, count, args.timed)
-                everything[f"objects {count}"] = found
-                report("objects", {str(count): found})
-        if "videos" in args.parts:
-            measure("videos", "ours", ours, frames=draw(folder, 20))
-            measure("videos", "original", theirs, frames=draw(folder, 20))
+        both = Beside(Path(name), original.resolve(), config, job)
+        for part in PARTS:
+            if part in args.parts:
+                PARTS[part](both, args)
     if args.json:
-        args.json.write_text(json.dumps(everything, indent=1))
+        args.json.write_text(json.dumps(both.found, indent=1))
     return 0
 
 
