@@ -109,7 +109,7 @@ class SAM2ImagePredictor:
         """Encode an image; `predict` then answers prompts on it.
 
         Args:
-            image: (H, W, 3) uint8 RGB, or a PIL image.
+            image: (H, W, 3) uint8 RGB, or a PIL image of 8 bits, taken as it is stored: EXIF turns nothing.
 
         Raises:
             TypeError, ValueError: no such image. The image that was set before stays set.

@@ -247,6 +247,7 @@ def test_predict_on_a_batch_answers_for_its_last_image(model):
     ([], ValueError, "at least one image"),
     ([picture(), "b.jpg"], TypeError, r"image_list\[1\] must be a numpy array or a PIL image, got str"),
     ([picture()[..., 0]], ValueError, r"image_list\[0\] must be RGB"),
+    ([Image.fromarray(np.full((9, 9), 300, np.uint16))], ValueError, r"image_list\[0\] has the mode I;16, not 8 bits"),
 ])  # fmt: skip
 def test_what_is_no_batch_of_images_is_refused(predictor, images, error, words):
     with pytest.raises(error, match=words):

@@ -187,6 +187,8 @@ def test_mistakes_are_one_clear_error_each(predictor, clip):
             stream.step("frame.jpg")
         with pytest.raises(ValueError, match=r"frame 0 must be \(H, W, 3\)"):
             stream.step(frame[..., 0])
+        with pytest.raises(ValueError, match="frame 0 has the mode I;16, not 8 bits: scale it to 8 bits"):
+            stream.step(Image.fromarray(np.full((128, 96), 300, np.uint16)))
         stream.step(frame)
         with pytest.raises(ValueError, match="frame 1 is 64x96, expected 128x96"):
             stream.step(frame[:, :64])

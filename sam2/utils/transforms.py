@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sam2.utils.connected_components import small_components
+from sam2.utils.pictures import rgb_pixels
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB, in units of the pixel range
 IMAGE_STD = (0.229, 0.224, 0.225)
@@ -28,15 +29,16 @@ def as_rgb_array(image: Any, name: str = "image") -> np.ndarray:
     """Check an image and return its pixels, (H, W, 3) RGB, uint8 or float32.
 
     Args:
-        image: an array of uint8, or of floats from 0 to 1, or a PIL image of any mode.
+        image: an array of uint8, or of floats from 0 to 1, or a PIL image of 8 bits, which is taken as it is stored:
+            EXIF turns nothing.
         name: the argument that an error is about.
 
     Raises:
         TypeError: neither an array nor a PIL image, or an array of other numbers.
-        ValueError: another shape, no pixels, or floats outside 0 to 1.
+        ValueError: another shape, no pixels, floats outside 0 to 1, or a PIL image of 16 bits, integers or floats.
     """
     if isinstance(image, Image.Image):
-        image = np.asarray(image.convert("RGB"))
+        image = rgb_pixels(image, name)
     if not isinstance(image, np.ndarray):
         raise TypeError(f"{name} must be a numpy array or a PIL image, got {type(image).__name__}")
     if image.dtype.kind == "f":

@@ -5,19 +5,22 @@ Shapes: T frames, H rows, W columns. Colours are RGB, 8 bits each, everywhere.
 
 from __future__ import annotations
 
+import itertools
+import logging
 import math
 import os
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from sam2.utils.davis import DAVIS_PALETTE, list_pictures, natural_key, write_label_map
+from sam2.utils.pictures import check_depth, is_turned, rgb_pixels
 from sam2.utils.video_file import VIDEO_SUFFIXES, FrameReadError, VideoFile
 
 __all__ = [
@@ -35,6 +38,8 @@ __all__ = [
     "open_source",
     "overlay",
 ]
+
+logger = logging.getLogger(__name__)
 
 # Of pictures with equal stems in one folder the first in this order is the frame: masks often lie beside JPEG frames.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -91,12 +96,16 @@ def open_source(video: Video) -> FrameSource:
             an array or tensor (T, H, W, 3) or (T, 3, H, W). Integers must be uint8. Floats must be 0 to 1 and are
             rounded to 8 bits. A last axis of 3 is taken for the colours;
             a `FrameSource`, which comes back as it is.
+            Pictures are read as they are stored, as SAM 2 reads them: one that EXIF says to turn is not turned, and a
+            warning names it. Video files stand upright.
 
     Raises:
         TypeError: none of these.
         FileNotFoundError: no such file or folder.
-        ValueError: no frames, frames of different sizes, not RGB, or a file that is neither pictures nor video.
-        FrameReadError: (a ValueError) a damaged or truncated video, or a picture without a readable header.
+        ValueError: no frames, frames of different sizes, not RGB, not of 8 bits, or a file that is neither pictures nor
+            video.
+        FrameReadError: (a ValueError) a damaged or truncated video, a picture without a readable header, or one that
+            has not 8 bits a pixel, as 16-bit grey has.
     """
     if isinstance(video, FrameSource):
         return video
@@ -150,15 +159,15 @@ class ImageFiles:
 
         Raises:
             FileNotFoundError: a file is missing.
-            FrameReadError: a file is not a picture.
+            FrameReadError: a file is not a picture, or not one of 8 bits.
             ValueError: no paths, or a file whose size differs from the first one's.
         """
         self.paths = list(paths)
         self.name = name
         looked_at = self.paths[:: math.ceil(len(self.paths) / HEADERS_AT_OPENING) or 1]
-        self.width, self.height = _common_size(
-            [_picture_size(path) for path in looked_at], [str(path) for path in looked_at]
-        )
+        headers = [_read_header(path) for path in looked_at]
+        self.width, self.height = _common_size([each.size for each in headers], [str(path) for path in looked_at])
+        _warn_of_turned(name, [str(path) for path, each in zip(looked_at, headers, strict=True) if each.is_turned])
         if missing := [path for path in self.paths if not path.exists()]:
             raise FileNotFoundError(f"video: no such picture: {missing[0]}")
 
@@ -169,12 +178,12 @@ class ImageFiles:
         """Decode a picture, (H, W, 3) uint8 RGB.
 
         Raises:
-            FrameReadError: it is damaged, or has changed its size.
+            FrameReadError: it is damaged, not of 8 bits, or has changed its size.
         """
         path = self.paths[index]
         try:
             with Image.open(path) as image:
-                frame = np.array(image.convert("RGB"))
+                frame = rgb_pixels(image, "it")
         except (OSError, SyntaxError, ValueError) as error:
             raise FrameReadError(
                 f"frame {index}, {path}, cannot be decoded: {error}; expected a picture of {self.width}x{self.height}"
@@ -200,7 +209,8 @@ class FrameList:
 
         Raises:
             TypeError: a frame is no PIL image, array or tensor, or neither uint8 nor float.
-            ValueError: no frames, frames of different sizes or without three colours, or floats outside 0 to 1.
+            ValueError: no frames, frames of different sizes or without three colours, floats outside 0 to 1, or PIL
+                images that have not 8 bits a pixel.
         """
         self.frames = frames
         self.name = name
@@ -208,6 +218,9 @@ class FrameList:
         checked = range(min(len(frames), 1) if alike else len(frames))
         labels = [f"frame {index}" for index in checked]
         self.width, self.height = _common_size([_frame_size(frames[index], labels[index]) for index in checked], labels)
+        if not alike:
+            turned = [isinstance(frame, Image.Image) and is_turned(frame) for frame in frames]
+            _warn_of_turned(name, list(itertools.compress(labels, turned)))
         self.read(0)
 
     def __len__(self) -> int:
@@ -218,7 +231,7 @@ class FrameList:
 
         Raises:
             TypeError: neither uint8 nor float.
-            ValueError: floats outside 0 to 1.
+            ValueError: floats outside 0 to 1, or a PIL image that has not 8 bits a pixel.
         """
         return as_rgb(self.frames[index], f"frame {index}")
 
@@ -226,20 +239,38 @@ class FrameList:
         """Nothing is held open."""
 
 
-def _picture_size(path: Path) -> tuple[int, int]:
-    """(width, height) from the header."""
+class _Header(NamedTuple):
+    """What is known of a picture file before it is decoded."""
+
+    size: tuple[int, int]  # width, height
+    is_turned: bool
+
+
+def _read_header(path: Path) -> _Header:
     try:
         with Image.open(path) as image:
-            return image.size
+            check_depth(image, "it")
+            return _Header(image.size, is_turned(image))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"video: no such picture: {path}") from error
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, ValueError) as error:
         raise FrameReadError(f"video: {path} is not a picture that can be read ({error})") from error
+
+
+def _warn_of_turned(name: str, labels: Sequence[str]) -> None:
+    if labels:
+        logger.warning(
+            "%s: %s (one of %d) is turned or mirrored by its EXIF orientation where it is shown, but read as it is "
+            "stored, as SAM 2 reads it, and so are the masks; if that is not meant, apply PIL.ImageOps.exif_transpose "
+            "to the pictures first",
+            name, labels[0], len(labels),
+        )  # fmt: skip
 
 
 def _frame_size(frame: Any, label: str) -> tuple[int, int]:
     """(width, height) of a frame in memory."""
     if isinstance(frame, Image.Image):
+        check_depth(frame, f"video: {label}")
         return frame.size
     if not isinstance(frame, np.ndarray | Tensor):
         raise TypeError(f"video: {label} must be a PIL image, an array or a tensor, got {type(frame).__name__}")
@@ -267,7 +298,7 @@ def _common_size(sizes: Sequence[tuple[int, int]], labels: Sequence[str]) -> tup
 def as_rgb(frame: Any, label: str) -> np.ndarray:
     """A PIL image, array or tensor as (H, W, 3) uint8."""
     if isinstance(frame, Image.Image):
-        return np.array(frame.convert("RGB"))
+        return rgb_pixels(frame, f"video: {label}")
     if isinstance(frame, Tensor):
         frame = frame.detach().cpu()
         frame = (frame.float() if frame.is_floating_point() else frame).numpy()

@@ -65,6 +65,66 @@ def test_pictures_become_rgb_whatever_their_mode(tmp_path: Path) -> None:
     assert source.read(1)[0, 0].tolist() == [1, 2, 3]
 
 
+DEEP = {"I;16": np.uint16, "I": np.int32, "F": np.float32}  # what PIL would clip to 8 bits
+
+
+@pytest.mark.parametrize("mode", DEEP)
+def test_pictures_of_more_than_8_bits_are_refused_as_images(mode: str) -> None:
+    picture = Image.fromarray(np.full((6, 8), 300, DEEP[mode]))
+    assert picture.mode == mode
+    with pytest.raises(ValueError, match=f"video: frame 1 has the mode {mode}, not 8 bits: scale it to 8 bits"):
+        open_source([Image.new("L", (8, 6)), picture])
+    with pytest.raises(ValueError, match=f"video: frame 3 has the mode {mode}"):
+        video_io.as_rgb(picture, "frame 3")
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_a_picture_file_of_16_bits_is_refused_by_name(tmp_path: Path, as_list: bool) -> None:
+    save(tmp_path, "0.png")
+    Image.fromarray(np.full((6, 8), 300, np.uint16)).save(tmp_path / "1.png")
+    video = sorted(tmp_path.iterdir()) if as_list else tmp_path
+    with pytest.raises(FrameReadError, match=r"1\.png is not .*\(it has the mode I(;16)?, not 8 bits: scale it"):
+        open_source(video)
+
+
+def test_a_picture_of_16_bits_that_was_not_looked_at_is_refused_when_it_is_read(tmp_path: Path) -> None:
+    save(tmp_path, "0.png")
+    source = open_source(tmp_path)
+    Image.fromarray(np.full((6, 8), 300, np.uint16)).save(tmp_path / "0.png")
+    with pytest.raises(FrameReadError, match=r"frame 0, .*0\.png, .* it has the mode I.*scale it to 8 bits"):
+        source.read(0)
+
+
+def save_turned(path: Path, orientation: int) -> Path:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(drawn_clip(1)[0]).save(path, exif=exif)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["folder", "paths", "images"])
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+def test_pictures_that_exif_turns_are_read_as_they_are_stored_with_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str, suffix: str
+) -> None:
+    paths = [save_turned(tmp_path / f"{index}{suffix}", orientation) for index, orientation in enumerate((1, 6, 6))]
+    images = [Image.open(path) for path in paths]
+    source = open_source({"folder": tmp_path, "paths": list(paths), "images": images}[kind])
+    assert source.read(1).shape == (48, 64, 3)
+    (record,) = caplog.records
+    named = "frame 1" if kind == "images" else str(paths[1])
+    assert f"{named} (one of 2) is turned" in record.getMessage() and "exif_transpose" in record.getMessage()
+
+
+def test_upright_pictures_and_damaged_exif_are_read_without_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_turned(tmp_path / "0.jpg", 1)
+    Image.fromarray(drawn_clip(1)[0]).save(tmp_path / "1.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff")
+    Image.fromarray(drawn_clip(1)[0]).save(tmp_path / "2.jpg", exif=b"Exif\0\0no EXIF")
+    assert len(open_source(tmp_path)) == 3 and not caplog.records
+
+
 def test_a_list_of_paths_keeps_its_order(tmp_path: Path) -> None:
     paths = [str(save(tmp_path, "b.png", 1)), save(tmp_path, "a.png", 2)]
     assert first_values(open_source(paths)) == [1, 2]
@@ -345,8 +405,8 @@ def test_a_long_folder_opens_with_a_look_at_some_pictures_and_checks_the_others_
     for index in range(10):
         Image.new("RGB", (8, 6) if index != 5 else (8, 7)).save(tmp_path / f"{index}.png")
     looked_at = []
-    look = video_io._picture_size
-    monkeypatch.setattr(video_io, "_picture_size", lambda path: looked_at.append(path.stem) or look(path))
+    look = video_io._read_header
+    monkeypatch.setattr(video_io, "_read_header", lambda path: looked_at.append(path.stem) or look(path))
     source = open_source(tmp_path)
     assert (looked_at, len(source)) == (["0", "3", "6", "9"], 10)
     with pytest.raises(FrameReadError, match=r"frame 5, .*5\.png, is 8x7, expected 8x6"):
