@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
 import zipfile
 from collections.abc import Callable, Hashable, Iterator, Mapping
@@ -22,7 +21,8 @@ from sam2.utils.davis import write_label_map
 from sam2.utils.files import replacing, write_text
 from sam2.utils.labelled_frames import DrawnObject, draw_objects
 from sam2.utils.rle import decode_mask
-from sam2.utils.video_io import FrameSource, PaletteMaskWriter, StrPath, Video, VideoWriter, open_source
+from sam2.utils.video_io import FrameSource, PaletteMaskWriter, StrPath, Video, VideoFile, VideoWriter, open_source
+from sam2.utils.video_writer import require_h264
 from sam2.video_results import StoredObject, VideoResults, plain_id
 
 DEFAULT_FPS = 24.0  # of a video made of pictures, as DAVIS has them
@@ -185,21 +185,35 @@ def _info(results: VideoResults) -> dict[str, Any]:
 
 
 def _write_mp4(task: _Task) -> None:
-    """All frames of the video, with the objects drawn over those that have results."""
-    try:
-        import av  # noqa: F401  the writer would make do with a codec that browsers do not play
-    except ImportError as error:
-        raise ImportError('format "mp4" needs PyAV for H.264: pip install "sam2[video]"') from error
+    """All frames of the video, each at its time, with the objects drawn over those that have results."""
+    require_h264()  # the writer would make do with a codec that browsers do not play
     assert task.video is not None
     numbers = object_numbers(task.results)
     source = open_source(task.video)
     try:
-        with replacing(task.path) as partial, VideoWriter(partial, task.fps or frame_rate(task.video)) as writer:
+        _check_apart(task.path, source)
+        time_of = _times(source, task.fps)
+        with replacing(task.path) as partial, VideoWriter(partial, task.fps or frame_rate(source)) as writer:
             for t in _frame_indices(source):
-                writer.write(_labelled_frame(task.results, numbers, t, source.read(t)))
+                writer.write(_labelled_frame(task.results, numbers, t, source.read(t)), time_of(t))
     finally:
         if not isinstance(task.video, FrameSource):
             source.close()
+
+
+def _check_apart(path: Path, source: FrameSource) -> None:
+    """Raises ValueError where the overlay would replace the video."""
+    if isinstance(source, VideoFile) and path.exists() and path.samefile(source.path):
+        raise ValueError(f"path: {path} is the video itself, which the overlay would replace; name another file")
+
+
+def _times(source: FrameSource, fps: float | None) -> Callable[[int], float | None]:
+    """When a frame that was read is shown, in seconds; None for evenly, at the frame rate."""
+    return getattr(source, "time", _untimed) if fps is None else _untimed
+
+
+def _untimed(frame: int) -> None:
+    return None
 
 
 def _frame_indices(source: FrameSource) -> Iterator[int]:
@@ -218,16 +232,9 @@ def _labelled_frame(
     return draw_objects(picture, drawn, result.owner)
 
 
-def frame_rate(video: Video) -> float:
-    """Frames per second that a video file says it has; `DEFAULT_FPS` for anything else."""
-    import cv2
-
-    if not isinstance(video, str | os.PathLike) or not Path(video).is_file():
-        return DEFAULT_FPS
-    capture = cv2.VideoCapture(str(Path(video).resolve()))
-    fps = capture.get(cv2.CAP_PROP_FPS) if capture.isOpened() else 0.0
-    capture.release()
-    return fps if 1.0 <= fps <= 1000.0 else DEFAULT_FPS
+def frame_rate(source: FrameSource) -> float:
+    """Frames per second of a video file; `DEFAULT_FPS` for anything else."""
+    return getattr(source, "rate", None) or DEFAULT_FPS
 
 
 # Arrays

@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> Outcome:
     from sam2.vos_records import RunFolder
     from sam2.vos_runs import ModelFiles, Rank, device_name, share_out
 
-    check_formats(args.format)
+    track_runs.check_formats(args.format)
     rank = Rank.from_environment(os.environ)
     clips = {clip.name: clip for clip in track_runs.find_clips(args.videos)}
     track_runs.check_output(args.output, args.videos, list(clips.values()))
@@ -140,14 +140,6 @@ def run(args: argparse.Namespace) -> Outcome:
         own = track_runs.do_clips([clips[name] for name in mine], folder_of, work)
     track_runs.write_failures(folder, own)
     return Outcome(folder.summarise(names), own, track_runs.read_failures(folder, names))
-
-
-def check_formats(formats: Sequence[str]) -> None:
-    """Raises ImportError where a format needs what is not installed: now, not when the masks are there."""
-    import importlib.util
-
-    if "mp4" in formats and importlib.util.find_spec("av") is None:
-        raise ImportError('--format mp4 needs PyAV for H.264: pip install "sam2[video]"')
 
 
 def prompt_reader(args: argparse.Namespace) -> Callable[[Clip], list[Prompt]]:

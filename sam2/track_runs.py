@@ -34,7 +34,9 @@ from sam2.results import FrameResult
 from sam2.track_prompts import Prompt, apply
 from sam2.utils.davis import list_pictures, natural_key
 from sam2.utils.files import write_text
+from sam2.utils.video_file import estimated_length
 from sam2.utils.video_io import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from sam2.utils.video_writer import require_h264
 from sam2.video_results import VideoResults
 from sam2.vos_records import RunFolder
 
@@ -126,15 +128,17 @@ def _videos_at(path: Path) -> list[Path]:
 
 
 def declared_length(path: Path) -> int:
-    """How many frames a video has, without decoding it: exact for a folder, what the file says otherwise."""
-    import cv2
+    """How many frames a video has: exact for a folder, about for a file, at the cost of opening it."""
+    return len(list_pictures(path, IMAGE_SUFFIXES)) if path.is_dir() else max(estimated_length(path.resolve()), 1)
 
-    if path.is_dir():
-        return len(list_pictures(path, IMAGE_SUFFIXES))
-    capture = cv2.VideoCapture(str(path.resolve()))
-    length = capture.get(cv2.CAP_PROP_FRAME_COUNT) if capture.isOpened() else 0
-    capture.release()
-    return max(int(length), 1)
+
+def check_formats(formats: Sequence[str]) -> None:
+    """Raises ImportError where a format needs what is not installed: now, not when the masks are there."""
+    if "mp4" in formats:
+        try:
+            require_h264()
+        except ImportError as error:
+            raise ImportError(f"--format mp4: {error}") from error
 
 
 def check_output(output: Path, arguments: Sequence[str], clips: Sequence[Clip]) -> None:
@@ -146,7 +150,7 @@ def check_output(output: Path, arguments: Sequence[str], clips: Sequence[Clip]) 
         clips: what it found.
 
     Raises:
-        ValueError: masks would lie among frames, or where the next run looks for videos.
+        ValueError: masks would lie among frames, or where the next run looks for videos, or in place of a video.
     """
     for path in (path for argument in arguments for path in _matching(argument)):
         if path.is_dir() and path.resolve() == output.resolve():
@@ -156,6 +160,8 @@ def check_output(output: Path, arguments: Sequence[str], clips: Sequence[Clip]) 
     for clip in clips:
         if clip.path.is_dir() and (output / clip.name).resolve() == clip.path.resolve():
             raise ValueError(f"--output: {output / clip.name} holds the frames of a video; name another folder")
+        if (output / clip.name / EXPORTS["mp4"]).resolve() == clip.path.resolve():
+            raise ValueError(f"--output: {clip.path} is where the overlay of this video would be; name another folder")
 
 
 def files_sha256(path: Path) -> str:

@@ -168,14 +168,14 @@ class VideoResults(Mapping[int, FrameResult]):
                 them; "coco": COCO annotations; "youtube_vis": YouTube-VIS annotations; "mp4": the video with the
                 objects drawn over it; "npz": NumPy arrays, masks as packed bits; "json": all of it, for `load`.
             video: the frames to draw over, for "mp4": whatever `init_state` takes.
-            fps: of an "mp4"; by default that of the video file, 24 for other sources.
+            fps: of an "mp4"; by default its frames have the times of the video file's, and other sources 24 a second.
 
         Returns:
             The path.
 
         Raises:
-            ValueError: an unknown format, no results yet, or no video where one is needed.
-            ImportError: the format needs a package that is not installed.
+            ValueError: an unknown format, no results yet, no video where one is needed, or the video itself as path.
+            ImportError: the format needs a package that is not installed, or H.264 where PyAV was built without.
         """
         from sam2.exports import export
 

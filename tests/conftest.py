@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -47,3 +48,15 @@ def recipe(shared: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def without_libx264(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs a test as with a build of PyAV that has no H.264 encoder."""
+    av = pytest.importorskip("av")
+    codec = av.Codec
+
+    def refuse(name: str, mode: str = "r") -> Any:
+        return codec("libx264_that_is_not_there" if name == "libx264" else name, mode)
+
+    monkeypatch.setattr(av, "Codec", refuse)

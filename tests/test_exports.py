@@ -1,16 +1,18 @@
 """Results as files that other tools read; each is read back with a tool of its own."""
 
+import itertools
 import json
 import sys
 
 import cv2
 import numpy as np
 import pytest
+from clip_files import drawn_clip, write_encoded
 from PIL import Image
 from test_video_results import clip_results, result_at
 
 from sam2 import exports
-from sam2.exports import FORMATS, frame_rate, object_numbers
+from sam2.exports import FORMATS, object_numbers
 from sam2.utils.davis import read_label_map
 from sam2.utils.labelled_frames import colour_of
 from sam2.utils.video_io import VideoFile
@@ -135,14 +137,62 @@ def test_mp4_shows_all_frames_and_the_objects_where_there_are_results(tmp_path, 
     assert all(np.abs(shown[t][60, 40].astype(int) - 90).max() <= 6 for t in (0, 3, 4))
 
 
-def test_the_frame_rate_is_that_of_the_video_file(tmp_path, frames):
+def times_of(path):
+    """When each frame of a file is shown, in milliseconds."""
+    av = pytest.importorskip("av")
+    with av.open(str(path)) as container:
+        return [round(1000 * frame.time) for frame in container.decode(container.streams.video[0])]
+
+
+KINDS = {"path": str, "bytes": lambda path: path.read_bytes(), "VideoFile": VideoFile}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("fps", [10, 12.5, 30000 / 1001])
+def test_the_frame_rate_is_that_of_the_video_file(tmp_path, frames, kind, fps):
     pytest.importorskip("av")
-    drawn_results().save(tmp_path / "a.mp4", "mp4", video=frames, fps=12.5)
-    assert frame_rate(tmp_path / "a.mp4") == 12.5
-    drawn_results().save(tmp_path / "b.mp4", "mp4", video=str(tmp_path / "a.mp4"))
+    drawn_results().save(tmp_path / "a.mp4", "mp4", video=frames, fps=fps)
+    drawn_results().save(tmp_path / "b.mp4", "mp4", video=KINDS[kind](tmp_path / "a.mp4"))
     capture = cv2.VideoCapture(str(tmp_path / "b.mp4"))
-    assert (capture.get(cv2.CAP_PROP_FPS), len(VideoFile(tmp_path / "b.mp4"))) == (12.5, 5)
-    assert frame_rate(frames) == frame_rate(tmp_path) == 24.0
+    assert (capture.get(cv2.CAP_PROP_FPS), len(VideoFile(tmp_path / "b.mp4"))) == (pytest.approx(fps, rel=1e-9), 5)
+    assert times_of(tmp_path / "b.mp4") == [round(1000 * t / fps) for t in range(5)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("name", "codec"), [("clip.webm", "libvpx"), ("clip.mp4", "libx264")])
+def test_frames_that_come_at_uneven_times_are_shown_at_these(tmp_path, kind, name, codec):
+    pytest.importorskip("av")
+    steps = (20, 120, 60, 75)
+    path = write_encoded(tmp_path / name, drawn_clip(40, 96, 128), codec, steps=steps, ticks=1000)
+    expected = [0, *itertools.accumulate(itertools.islice(itertools.cycle(steps), 39))]
+    assert times_of(path) == expected
+    drawn_results().save(tmp_path / "overlay.mp4", "mp4", video=KINDS[kind](path))
+    assert times_of(tmp_path / "overlay.mp4") == expected
+    drawn_results().save(tmp_path / "even.mp4", "mp4", video=KINDS[kind](path), fps=20)
+    assert times_of(tmp_path / "even.mp4") == [50 * t for t in range(40)], "a rate that is asked for counts"
+
+
+def test_frames_without_times_have_the_rate_of_the_file_or_24(tmp_path, frames):
+    pytest.importorskip("av")
+    write_encoded(tmp_path / "raw.h264", drawn_clip(5, 96, 128), "libx264")
+    drawn_results().save(tmp_path / "a.mp4", "mp4", video=tmp_path / "raw.h264")
+    assert times_of(tmp_path / "a.mp4") == [0, 40, 80, 120, 160]
+    drawn_results().save(tmp_path / "b.mp4", "mp4", video=frames)
+    assert times_of(tmp_path / "b.mp4") == [round(1000 * t / 24) for t in range(5)]
+
+
+@pytest.mark.parametrize("other_name", [False, True])
+@pytest.mark.parametrize("kind", [str, VideoFile])
+def test_an_overlay_never_replaces_the_video_it_is_drawn_over(tmp_path, kind, other_name):
+    pytest.importorskip("av")
+    path = write_encoded(tmp_path / "clip.mp4", drawn_clip(3, 96, 128), "libx264")
+    before = path.read_bytes()
+    target = tmp_path / "link.mp4" if other_name else path
+    if other_name:
+        target.symlink_to(path)
+    with pytest.raises(ValueError, match=f"path: .*{target.name} is the video itself.*; name another file"):
+        drawn_results().save(target, "mp4", video=kind(path))
+    assert path.read_bytes() == before and target.is_symlink() == other_name
 
 
 def test_npz_holds_all_masks_as_packed_bits(tmp_path):
@@ -182,6 +232,12 @@ def test_mp4_without_pyav_names_the_extra(tmp_path, frames, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(ImportError, match=r'pip install "sam2\[video\]"'):
         drawn_results().save(tmp_path / "x.mp4", "mp4", video=frames)
+
+
+def test_mp4_without_libx264_is_refused_too(tmp_path, frames, without_libx264):
+    with pytest.raises(ImportError, match="H.264 needs the encoder libx264, which this build of PyAV is without"):
+        drawn_results().save(tmp_path / "x.mp4", "mp4", video=frames)
+    assert files_of(tmp_path) == []
 
 
 @pytest.mark.parametrize("format", ["mp4", "npz"])

@@ -462,3 +462,8 @@ def test_mp4_without_pyav_is_refused_before_anything_is_tracked(videos, built, t
     monkeypatch.setitem(sys.modules, "av", None)
     assert run(videos, tmp_path, "--format", "mp4") == 2
     assert 'pip install "sam2[video]"' in capsys.readouterr().err and built == []
+
+
+def test_mp4_without_libx264_is_refused_before_anything_is_tracked(videos, built, tmp_path, without_libx264, capsys):
+    assert run(videos, tmp_path, "--format", "mp4") == 2
+    assert "--format mp4: H.264 needs the encoder libx264" in capsys.readouterr().err and built == []

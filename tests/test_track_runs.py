@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from clip_files import drawn_clip, write_encoded
 from PIL import Image
 
 from sam2.frame_skipping import SkipOptions
 from sam2.track_runs import Clip, ClipFolder, check_output, declared_length, files_sha256, find_clips
 from sam2.utils.davis import write_label_map
+from sam2.utils.decoders import OpenCvDecoder
 from sam2.utils.video_io import VideoWriter
 from sam2.vos_records import RunFolder
 
@@ -77,6 +79,26 @@ def test_the_length_is_known_without_decoding(videos):
         for _ in range(5):
             writer.write(np.zeros((32, 32, 3), np.uint8))
     assert [declared_length(Path("clips") / name) for name in ("frames", "a.mp4", "b9.mp4")] == [3, 5, 1]
+
+
+def test_the_length_of_a_file_that_has_only_a_duration_is_near_and_bounded_in_cost(tmp_path, monkeypatch):
+    pytest.importorskip("av")
+    uneven, even = tmp_path / "uneven.webm", tmp_path / "even.mkv"
+    write_encoded(uneven, drawn_clip(40), "libvpx", steps=(20, 120, 60, 75), ticks=1000)  # 2,676 by duration and rate
+    write_encoded(even, drawn_clip(90), "libx264")
+    write_encoded(tmp_path / "short.mkv", drawn_clip(9), "libx264", steps=(1, 4))
+    advances = []
+    advance = OpenCvDecoder.advance
+    monkeypatch.setattr(OpenCvDecoder, "advance", lambda self: advances.append(1) or advance(self))
+    assert declared_length(uneven) == pytest.approx(40, abs=2)
+    assert (declared_length(even), len(advances)) == (90, 66)
+    assert declared_length(tmp_path / "short.mkv") == 9
+
+
+def test_an_overlay_may_not_take_the_place_of_its_video(videos):
+    clip = Clip("overlay", Path("clips/overlay/overlay.mp4"))
+    with pytest.raises(ValueError, match="is where the overlay of this video would be"):
+        check_output(Path("clips"), ["clips/overlay/overlay.mp4"], [clip])
 
 
 def test_masks_may_not_lie_among_the_frames(videos):

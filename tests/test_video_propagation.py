@@ -75,7 +75,7 @@ def test_a_video_that_declares_too_many_or_too_few_frames_is_tracked_to_its_end(
     for frame in clip.frames:
         writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
     writer.release()
-    for each in (video_file._OpenCvDecoder, video_file._PyAvDecoder):
+    for each in (video_file.OpenCvDecoder, video_file.PyAvDecoder):
         monkeypatch.setattr(each, "declared", declared)
     with predictor.open(str(tmp_path / "clip.avi")) as state:
         prompt(predictor, state, clip, (1, 0))

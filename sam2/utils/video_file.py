@@ -12,13 +12,14 @@ import os
 import tempfile
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
 from sam2.utils.containers import count_packets, counts_its_frames, promised_bytes
+from sam2.utils.decoders import DecodeFailure, Decoder, OpenCvDecoder, PyAvDecoder
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,6 @@ _FAR = 64  # frames; skipping fewer than this is not worth a seek
 _SEEK_MARGINS = (16, 80)
 _SETTLING = 8
 _SHORTEST_BLOCK, _LONGEST_BLOCK = 8, 256  # frames decoded at once when reading backward
-_ATTEMPTS_AFTER_END = 32  # OpenCV reports damage and the end alike, but goes on after damage
 _FRAMES_AT_OPENING = 32  # counted at once: SAM 2 answers a clip of fewer than 16 frames by its exact length
 
 
@@ -42,146 +42,14 @@ class FrameReadError(ValueError):
     """A frame, or the file that holds it, is damaged, cut short or of another size. The message names both."""
 
 
-class _DecodeFailure(Exception):
-    """A decoder cannot go on. `position` is the frame it could not give, None if it could not open the file."""
-
-    def __init__(self, reason: str, position: int | None = None) -> None:
-        super().__init__(reason)
-        self.position = position
-
-
-class _Decoder(Protocol):
-    """Steps forward through a file; `image` and `timestamp` belong to the frame last stepped to."""
-
-    title: str
-
-    def __init__(self, path: Path) -> None: ...
-
-    @property
-    def declared(self) -> int:
-        """How many frames the container speaks of: often exact, sometimes an estimate, 0 if unknown."""
-        ...
-
-    @property
-    def timestamp(self) -> float | None:
-        """Presentation time in the decoder's own unit."""
-        ...
-
-    def advance(self) -> bool:
-        """Step to the next frame without converting it. False at the end; raises `_DecodeFailure` on damage."""
-        ...
-
-    def image(self) -> np.ndarray:
-        """The current frame, (H, W, 3) uint8 RGB."""
-        ...
-
-    def seek(self, timestamp: float) -> None:
-        """Go to the neighbourhood of a timestamp; the next `advance` shows where that is."""
-        ...
-
-    def close(self) -> None: ...
-
-
-class _OpenCvDecoder:
-    title = "OpenCV"
-
-    def __init__(self, path: Path) -> None:
-        import cv2
-
-        self._cv2 = cv2
-        # By name, because otherwise OpenCV takes some names for patterns of picture files.
-        self._capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
-        if not self._capture.isOpened():
-            raise _DecodeFailure("cannot open it")
-
-    @property
-    def declared(self) -> int:
-        return max(0, int(self._capture.get(self._cv2.CAP_PROP_FRAME_COUNT)))
-
-    @property
-    def timestamp(self) -> float | None:
-        return self._capture.get(self._cv2.CAP_PROP_POS_MSEC)
-
-    def advance(self) -> bool:
-        if self._capture.grab():
-            return True
-        if any(self._capture.grab() for _ in range(_ATTEMPTS_AFTER_END)):
-            raise _DecodeFailure("damaged data")
-        return False
-
-    def image(self) -> np.ndarray:
-        decoded, bgr = self._capture.retrieve()
-        if not decoded:
-            raise _DecodeFailure("a frame without a picture")
-        return self._cv2.cvtColor(bgr, self._cv2.COLOR_BGR2RGB)
-
-    def seek(self, timestamp: float) -> None:
-        self._capture.set(self._cv2.CAP_PROP_POS_MSEC, timestamp)
-
-    def close(self) -> None:
-        self._capture.release()
-
-
-class _PyAvDecoder:
-    title = "PyAV"
-
-    def __init__(self, path: Path) -> None:
-        try:
-            import av
-            import av.error
-        except ImportError as error:
-            raise _DecodeFailure("is not installed; pip install 'sam2[video]' adds it") from error
-        self._failure = av.error.FFmpegError
-        try:
-            self._container = av.open(str(path))
-        except self._failure as error:
-            raise _DecodeFailure(f"cannot open it ({error.strerror})") from error
-        if not self._container.streams.video:
-            self._container.close()
-            raise _DecodeFailure("finds no video in it")
-        self._stream = self._container.streams.video[0]
-        self._stream.thread_type = "AUTO"
-        self._frames: Iterator[av.VideoFrame] = self._container.decode(self._stream)
-        self._frame: av.VideoFrame | None = None
-
-    @property
-    def declared(self) -> int:
-        return self._stream.frames
-
-    @property
-    def timestamp(self) -> float | None:
-        return None if self._frame is None else self._frame.pts
-
-    def advance(self) -> bool:
-        try:
-            self._frame = next(self._frames, None)
-        except self._failure as error:
-            raise _DecodeFailure(f"damaged data ({error.strerror})") from error
-        return self._frame is not None
-
-    def image(self) -> np.ndarray:
-        assert self._frame is not None
-        picture = self._frame.to_ndarray(format="rgb24")
-        quarter_turns = round(getattr(self._frame, "rotation", 0) / 90)  # what OpenCV does by itself
-        return np.ascontiguousarray(np.rot90(picture, quarter_turns)) if quarter_turns else picture
-
-    def seek(self, timestamp: float) -> None:
-        try:
-            self._container.seek(int(timestamp), stream=self._stream)
-        except self._failure as error:
-            raise _DecodeFailure(f"cannot seek ({error.strerror})") from error
-        self._frames = self._container.decode(self._stream)
-
-    def close(self) -> None:
-        self._container.close()
-
-
 class _Scan(NamedTuple):
     """What reading a file once tells, from end to end or only its first frames."""
 
-    decoder: type[_Decoder]
+    decoder: type[Decoder]
     timestamps: list[float | None]
+    tick: float
     declared: int
+    rate: float
     height: int
     width: int
     is_complete: bool
@@ -194,12 +62,18 @@ class VideoFile:
     reading has come to the end, `len` is the number of frames that MP4 and AVI files have on record, or of the packets
     of others, which is seldom another; then it is the number of frames there really are. `has` is certain about a
     frame at any time, `count` about all of them; both step through the file as far as needed, 1 to 2 ms per frame of
-    480p. Damage shows when it is reached. (Other containers than MP4 and AVI are decoded to the end at once if PyAV is
-    not installed.)
+    480p. Damage shows when it is reached. (The packets of other containers than MP4 and AVI are read at opening, 0.1 to
+    0.3 s per 10,000 frames if the disk keeps up. Without PyAV, all frames are decoded.)
 
     Reading forward decodes each frame once. Reading backward decodes blocks of up to `block_bytes` of frames, and at
     least 8 frames: each block costs a seek to the key frame before it. Seeks are checked by timestamp; where a file
     has no usable timestamps, decoding starts again from the first frame. All may be called from several threads.
+
+    Attributes:
+        name: what messages call it.
+        path: of the file, absolute.
+        height, width: H and W.
+        rate: frames per second, see `frame_rate`.
     """
 
     def __init__(
@@ -211,15 +85,15 @@ class VideoFile:
             FrameReadError: neither OpenCV nor PyAV can read it, it is cut short, or damaged from the start.
         """
         # Absolute, so that no part of a name is taken for a protocol.
-        self._path = Path(path).resolve()
-        self.name = self._path.name if name is None else name
-        scan = _look_at(self._path, self.name)
+        self.path = Path(path).resolve()
+        self.name = self.path.name if name is None else name
+        scan = _look_at(self.path, self.name)
         self.height, self.width = scan.height, scan.width
         self._adopt(scan)
         frame_bytes = 3 * scan.height * scan.width
         self._block_length = min(max(block_bytes // frame_bytes, _SHORTEST_BLOCK), _LONGEST_BLOCK)
         self._block: dict[int, np.ndarray] = {}
-        self._decoder: _Decoder | None = None
+        self._decoder: Decoder | None = None
         self._position = -1  # of the decoder; -1 is before the first frame
         self._last = -1  # the frame last asked for
         self._closed = False
@@ -265,6 +139,12 @@ class VideoFile:
             pass
         return len(self._timestamps)
 
+    def time(self, index: int) -> float | None:
+        """Seconds from the first frame to frame `index`, one that was reached; None where the file does not tell."""
+        with self._lock:
+            first, timestamp = self._timestamps[0], self._timestamps[index]
+        return None if first is None or timestamp is None else (timestamp - first) * self._tick
+
     def read(self, index: int) -> np.ndarray:
         """Decode a frame as (H, W, 3) uint8 RGB.
 
@@ -305,7 +185,7 @@ class VideoFile:
             try:
                 decoder = self._move_to(index)
                 frame = decoder.image()
-            except _DecodeFailure as failure:
+            except DecodeFailure as failure:
                 self._forget_decoder()
                 raise FrameReadError(
                     f"frame {index} of {self.name} cannot be decoded: {failure}; expected {len(self)} frames of "
@@ -323,6 +203,8 @@ class VideoFile:
         self._declared = scan.declared
         self._is_complete = scan.is_complete
         self._timestamps = scan.timestamps
+        self._tick = scan.tick
+        self.rate = frame_rate(scan.timestamps, scan.tick, scan.rate)
         self._positions = _positions_by_timestamp(scan.timestamps)
 
     def _reaches(self, index: int) -> bool:
@@ -336,13 +218,13 @@ class VideoFile:
                     self._note(decoder.timestamp)
                     continue
                 is_short = known < self._declared
-            except _DecodeFailure:
+            except DecodeFailure:
                 is_short = True
             if not is_short:
                 self._is_complete = True
                 continue
             # Perhaps the other decoder can go on. If none can, and it is no end but damage, this is an error.
-            scan = _scan_with_the_best_decoder(self._path, self.name)
+            scan = _scan_with_the_best_decoder(self.path, self.name)
             self._forget_decoder()
             self._adopt(scan)
         return index < len(self._timestamps)
@@ -356,7 +238,7 @@ class VideoFile:
             self._positions[timestamp] = len(self._timestamps)
         self._timestamps.append(timestamp)
 
-    def _move_to(self, index: int) -> _Decoder:
+    def _move_to(self, index: int) -> Decoder:
         """A decoder whose current frame is `index`, one that is known."""
         if not 0 <= index - self._position <= _FAR and not self._seek(index):
             self._forget_decoder()
@@ -366,11 +248,11 @@ class VideoFile:
             decoder = self._advance_to(index)
         return decoder
 
-    def _advance_to(self, index: int) -> _Decoder:
+    def _advance_to(self, index: int) -> Decoder:
         decoder = self._opened()
         while self._position < index:
             if not decoder.advance():
-                raise _DecodeFailure("the file has become shorter since it was opened")
+                raise DecodeFailure("the file has become shorter since it was opened")
             self._position += 1
         return decoder
 
@@ -388,15 +270,15 @@ class VideoFile:
             decoder.seek(timestamp)
             if not decoder.advance() or decoder.timestamp is None:
                 return False
-        except _DecodeFailure:
+        except DecodeFailure:
             logger.debug("seeking in %s failed", self.name, exc_info=True)
             return False
         self._position = self._positions.get(decoder.timestamp, -1)
         return 0 <= self._position <= latest
 
-    def _opened(self) -> _Decoder:
+    def _opened(self) -> Decoder:
         if self._decoder is None:
-            self._decoder = self._decoder_type(self._path)
+            self._decoder = self._decoder_type(self.path)
             self._position = -1
         return self._decoder
 
@@ -410,8 +292,8 @@ class VideoFile:
 def _look_at(path: Path, name: str) -> _Scan:
     """The first frames, by OpenCV if it can read them; all frames where something makes that necessary."""
     try:
-        scan = _scan(_OpenCvDecoder, path, _FRAMES_AT_OPENING)
-    except _DecodeFailure:
+        scan = _scan(OpenCvDecoder, path, _FRAMES_AT_OPENING)
+    except DecodeFailure:
         return _scan_with_the_best_decoder(path, name)
     promised = promised_bytes(path)
     is_cut = promised is not None and promised > path.stat().st_size
@@ -426,11 +308,11 @@ def _scan_with_the_best_decoder(path: Path, name: str) -> _Scan:
     """OpenCV's answer, unless PyAV gives more frames; PyAV is asked when OpenCV fails or finds fewer than declared."""
     best: _Scan | None = None
     failures: list[str] = []
-    damage: _DecodeFailure | None = None
-    for decoder in (_OpenCvDecoder, _PyAvDecoder):
+    damage: DecodeFailure | None = None
+    for decoder in (OpenCvDecoder, PyAvDecoder):
         try:
             scan = _scan(decoder, path)
-        except _DecodeFailure as failure:
+        except DecodeFailure as failure:
             failures.append(f"{decoder.title} {failure}")
             damage = failure if failure.position else damage
             continue
@@ -455,24 +337,71 @@ def _scan_with_the_best_decoder(path: Path, name: str) -> _Scan:
     return best
 
 
-def _scan(decoder_type: type[_Decoder], path: Path, most: int | None = None) -> _Scan:
+def _scan(decoder_type: type[Decoder], path: Path, most: int | None = None) -> _Scan:
     """Step through a file, to its end or through `most` frames."""
     decoder = decoder_type(path)
     timestamps: list[float | None] = []
     try:
         if not decoder.advance():
-            raise _DecodeFailure("finds no frame in it")
+            raise DecodeFailure("finds no frame in it")
         height, width = decoder.image().shape[:2]
         timestamps.append(decoder.timestamp)
         while most is None or len(timestamps) < most:
             if not decoder.advance():
-                return _Scan(decoder_type, timestamps, decoder.declared, height, width, is_complete=True)
+                break
             timestamps.append(decoder.timestamp)
-        return _Scan(decoder_type, timestamps, decoder.declared, height, width, is_complete=False)
-    except _DecodeFailure as failure:
-        raise _DecodeFailure(str(failure), len(timestamps)) from failure
+        is_complete = most is None or len(timestamps) < most
+        return _Scan(
+            decoder_type, timestamps, decoder.tick, decoder.declared, decoder.rate, height, width, is_complete
+        )  # fmt: skip
+    except DecodeFailure as failure:
+        raise DecodeFailure(str(failure), len(timestamps)) from failure
     finally:
         decoder.close()
+
+
+def frame_rate(timestamps: Sequence[float | None], tick: float, declared: float) -> float | None:
+    """Frames per second; None where nothing tells.
+
+    Args:
+        timestamps: of the first frames.
+        tick: their unit in seconds. It may be coarse.
+        declared: what the container says. Of uneven times it may be the finest, so it counts where these agree within
+            1 %, and where there are none.
+    """
+    declared = declared if 1 <= declared <= 1000 else 0
+    first, last = timestamps[0], timestamps[-1]
+    if first is None or last is None or last <= first or tick <= 0:
+        return declared or None
+    measured = (len(timestamps) - 1) / ((last - first) * tick)
+    return declared if abs(declared / measured - 1) < 0.01 else measured
+
+
+def estimated_length(path: Path) -> int:
+    """How many frames a video file has, about, for little more than opening it; 0 where that cannot be told.
+
+    MP4 and AVI have the number on record. Of others the duration is divided by the time from frame to frame at the
+    beginning; what is on record there belongs to the finest of uneven times. Fewer than 33 frames are counted.
+    """
+    try:
+        decoder = OpenCvDecoder(path)
+    except DecodeFailure:
+        return 0
+    timestamps = []
+    try:
+        if counts_its_frames(path):
+            return decoder.declared
+        while len(timestamps) <= _FRAMES_AT_OPENING and decoder.advance():
+            timestamps.append(decoder.timestamp)
+        if len(timestamps) > _FRAMES_AT_OPENING and decoder.rate > 0:
+            duration = decoder.declared / decoder.rate  # what OpenCV multiplied
+            rate = frame_rate(timestamps, decoder.tick, decoder.rate) or decoder.rate
+            return max(len(timestamps), round(duration * rate))
+    except DecodeFailure:
+        logger.debug("looking at %s failed", path, exc_info=True)
+    finally:
+        decoder.close()
+    return len(timestamps)
 
 
 def _positions_by_timestamp(timestamps: list[float | None]) -> dict[float, int]:

@@ -10,9 +10,7 @@ import logging
 import math
 import os
 from collections.abc import Sequence
-from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -22,6 +20,7 @@ from torch import Tensor
 from sam2.utils.davis import DAVIS_PALETTE, list_pictures, natural_key, write_label_map
 from sam2.utils.pictures import check_depth, is_turned, rgb_pixels
 from sam2.utils.video_file import VIDEO_SUFFIXES, FrameReadError, VideoFile
+from sam2.utils.video_writer import VideoWriter
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -51,7 +50,10 @@ StrPath: TypeAlias = str | os.PathLike[str]
 
 @runtime_checkable
 class FrameSource(Protocol):
-    """Frames of one size that can be read in any order. Write your own for a source that is not covered here."""
+    """Frames of one size that can be read in any order. Write your own for a source that is not covered here.
+
+    What a `VideoFile` has besides is used where it is there: `has`, if the length is an estimate, `rate` and `time`.
+    """
 
     @property
     def name(self) -> str:
@@ -339,111 +341,6 @@ class PaletteMaskWriter:
         path = self.folder / f"{frame_name}.png"
         write_label_map(path, labels)
         return path
-
-
-class _H264Encoder:
-    """H.264 in 4:2:0, which browsers play, by PyAV. ImportError or ValueError where that is not there."""
-
-    def __init__(self, path: Path, fps: Fraction, height: int, width: int) -> None:
-        import av
-
-        av.Codec("libx264", "w")  # some builds of FFmpeg lack it; find out before the file exists
-        self._av = av
-        self._container = av.open(str(path), "w")
-        self._stream = self._container.add_stream("libx264", rate=fps, options={"crf": "18"})
-        self._stream.height, self._stream.width, self._stream.pix_fmt = height, width, "yuv420p"
-
-    def write(self, frame: np.ndarray) -> None:
-        picture = self._av.VideoFrame.from_ndarray(frame, format="rgb24")
-        self._container.mux(self._stream.encode(picture))
-
-    def close(self) -> None:
-        self._container.mux(self._stream.encode(None))
-        self._container.close()
-
-
-class _Mpeg4Encoder:
-    """MPEG-4 Part 2 by OpenCV, whose packages cannot write H.264. Players know it, browsers don't."""
-
-    def __init__(self, path: Path, fps: Fraction, height: int, width: int) -> None:
-        import cv2
-
-        self._cv2 = cv2
-        self._writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), float(fps), (width, height))
-        if not self._writer.isOpened():
-            raise OSError(f"OpenCV cannot write a video to {path}")
-
-    def write(self, frame: np.ndarray) -> None:
-        self._writer.write(self._cv2.cvtColor(frame, self._cv2.COLOR_RGB2BGR))
-
-    def close(self) -> None:
-        self._writer.release()
-
-
-class VideoWriter:
-    """Writes RGB frames to a video file: H.264 where PyAV is installed (`pip install 'sam2[video]'`), else MPEG-4.
-
-    Use it in a `with` block; the frames so far are playable also when the block ends in an error. Codecs want even
-    sizes: an odd frame gets its last row or column twice.
-    """
-
-    SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".avi")
-
-    def __init__(self, path: StrPath, fps: float) -> None:
-        """Write to `path` at `fps` frames per second. The file and its folder are made with the first frame.
-
-        Raises:
-            ValueError: `fps` is not positive, or the name's ending is not one of `SUFFIXES`.
-        """
-        if not (math.isfinite(fps) and fps > 0):
-            raise ValueError(f"fps must be positive, got {fps}")
-        self.path = Path(path)
-        if self.path.suffix.lower() not in self.SUFFIXES:
-            raise ValueError(f"path must end in one of {', '.join(self.SUFFIXES)}, got {self.path}")
-        self._fps = Fraction(fps).limit_denominator(100_000)
-        self._shape: tuple[int, ...] | None = None
-        self._encoder: _H264Encoder | _Mpeg4Encoder | None = None
-        self._closed = False
-
-    def write(self, frame: np.ndarray) -> None:
-        """Append a frame, (H, W, 3) uint8 RGB.
-
-        Raises:
-            ValueError: not such a frame, or not of the first one's size, or the file is finished.
-        """
-        if self._closed:
-            raise ValueError(f"{self.path} is finished: the writer was closed")
-        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
-            raise ValueError(f"frame must be (H, W, 3) uint8, got {frame.shape} {frame.dtype}")
-        if self._shape is not None and frame.shape != self._shape:
-            raise ValueError(f"frame must be {self._shape} as the first one, got {frame.shape}")
-        even = np.pad(frame, ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)), mode="edge")
-        if self._encoder is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._encoder = self._open_encoder(even.shape[0], even.shape[1])
-            self._shape = frame.shape
-        self._encoder.write(even)
-
-    def close(self) -> None:
-        """Finish the file. Without a frame there is none."""
-        encoder, self._encoder = self._encoder, None
-        self._closed = True
-        if encoder is not None:
-            encoder.close()
-
-    def __enter__(self) -> VideoWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _open_encoder(self, height: int, width: int) -> _H264Encoder | _Mpeg4Encoder:
-        try:
-            return _H264Encoder(self.path, self._fps, height, width)
-        except (ImportError, ValueError):
-            return _Mpeg4Encoder(self.path, self._fps, height, width)
 
 
 def overlay(frame: np.ndarray, labels: np.ndarray, alpha: float = 0.5) -> np.ndarray:

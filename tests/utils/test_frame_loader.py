@@ -127,7 +127,7 @@ def test_the_same_pixels_give_the_same_tensor_from_any_source(tmp_path: Path, ki
 def test_the_same_video_gives_the_same_tensor_through_pyav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("av")
     frames = drawn_clip(4)
-    monkeypatch.setattr(video_file._OpenCvDecoder, "advance", lambda self: False)
+    monkeypatch.setattr(video_file.OpenCvDecoder, "advance", lambda self: False)
     with FrameLoader(write_lossless(tmp_path / "clip.avi", frames), 40) as loader:
         np.testing.assert_array_equal([image.numpy() for image in loader], [prepared(frame, 40) for frame in frames])
 

@@ -15,7 +15,7 @@ from sam2.utils import video_file
 from sam2.utils.containers import promised_bytes
 from sam2.utils.video_file import FrameReadError, VideoFile
 
-DECODERS = {"opencv": video_file._OpenCvDecoder, "pyav": video_file._PyAvDecoder}
+DECODERS = {"opencv": video_file.OpenCvDecoder, "pyav": video_file.PyAvDecoder}
 
 
 @pytest.fixture(params=list(DECODERS))
@@ -23,13 +23,13 @@ def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """Runs a test with each decoder, the other one out of order."""
     if request.param == "pyav":
         pytest.importorskip("av")
-    other = {"opencv": "_PyAvDecoder", "pyav": "_OpenCvDecoder"}[request.param]
+    other = {"opencv": "PyAvDecoder", "pyav": "OpenCvDecoder"}[request.param]
 
     class OutOfOrder:
         title = other
 
         def __init__(self, path: Path) -> None:
-            raise video_file._DecodeFailure("is out of order")
+            raise video_file.DecodeFailure("is out of order")
 
     monkeypatch.setattr(video_file, other, OutOfOrder)
     return request.param
@@ -169,6 +169,42 @@ def test_where_the_container_has_no_number_of_frames_its_packets_are_counted(
     assert len(VideoFile(path)) == 90 and len(advances) >= 120
 
 
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv", "clip.ts"])
+def test_frames_have_their_times_in_seconds_from_the_first(tmp_path: Path, decoder: str, name: str) -> None:
+    pytest.importorskip("av")
+    video = VideoFile(write_encoded(tmp_path / name, drawn_clip(40), "libx264", steps=(1, 1, 5)))
+    assert video.rate == pytest.approx(31 / (71 / 25) if decoder == "opencv" else 39 / (91 / 25), rel=1e-3)
+    assert video.count() == 40
+    assert [video.time(index) for index in (0, 1, 2, 3, 39)] == pytest.approx([0, 0.04, 0.08, 0.28, 91 / 25], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("timestamps", "declared", "expected"),
+    [
+        ([0, 33, 67, 100], 30, 30),
+        ([0, 20, 140, 200], 1000, 15),
+        ([0, 20, 140, 200], 0, 15),
+        ([0, 0.5], 0, 2000),
+        ([0, 0, 0], 25, 25),
+        ([90, 40], 25, 25),
+        ([7], 25, 25),
+        ([None, None], 25, 25),
+        ([None], 90_000, None),
+        ([0], float("nan"), None),
+    ],
+)
+def test_the_frame_rate_is_the_one_on_record_unless_the_times_say_another(
+    timestamps: list[float | None], declared: float, expected: float | None
+) -> None:
+    assert video_file.frame_rate(timestamps, 1e-3, declared) == (expected and pytest.approx(expected))
+
+
+def test_without_times_the_rate_is_the_one_on_record(tmp_path: Path, decoder: str) -> None:
+    pytest.importorskip("av")
+    video = VideoFile(write_encoded(tmp_path / "clip.h264", drawn_clip(5), "libx264"))
+    assert video.rate == 25
+
+
 def test_memory_for_reading_backward_is_bounded(tmp_path: Path) -> None:
     frame_bytes = 48 * 64 * 3
     video = VideoFile(write_lossless(tmp_path / "clip.avi", drawn_clip(60)), block_bytes=10 * frame_bytes)
@@ -181,17 +217,17 @@ def test_opencv_is_asked_first_and_pyav_when_it_fails(tmp_path: Path, monkeypatc
     pytest.importorskip("av")
     frames = drawn_clip(5)
     path = write_lossless(tmp_path / "clip.avi", frames)
-    assert VideoFile(path)._decoder_type is video_file._OpenCvDecoder
+    assert VideoFile(path)._decoder_type is video_file.OpenCvDecoder
 
-    monkeypatch.setattr(video_file._OpenCvDecoder, "advance", lambda self: False)
+    monkeypatch.setattr(video_file.OpenCvDecoder, "advance", lambda self: False)
     video = VideoFile(path)
-    assert video._decoder_type is video_file._PyAvDecoder
+    assert video._decoder_type is video_file.PyAvDecoder
     np.testing.assert_array_equal(forward(video), frames)
 
 
 def stops_at(monkeypatch: pytest.MonkeyPatch, decoder: type, frame: int, error: Exception | None) -> None:
     """Let a decoder end, or fail, where this frame of a clip at 25 frames per second would be."""
-    original, unit = decoder.advance, 40 if decoder is video_file._OpenCvDecoder else 1
+    original, unit = decoder.advance, 40 if decoder is video_file.OpenCvDecoder else 1
 
     def advance(self) -> bool:
         if original(self) and self.timestamp < frame * unit:
@@ -209,15 +245,15 @@ def test_pyav_is_asked_when_opencv_finds_fewer_frames_than_declared(
     pytest.importorskip("av")
     frames = drawn_clip(10)
     path = write_lossless(tmp_path / "clip.avi", frames)
-    stops_at(monkeypatch, video_file._OpenCvDecoder, 5, None)
+    stops_at(monkeypatch, video_file.OpenCvDecoder, 5, None)
     np.testing.assert_array_equal(forward(VideoFile(path)), frames)
 
 
 def test_damage_that_only_pyav_reports_is_an_error_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("av")
     path = write_lossless(tmp_path / "clip.avi", drawn_clip(10))
-    stops_at(monkeypatch, video_file._OpenCvDecoder, 5, None)
-    stops_at(monkeypatch, video_file._PyAvDecoder, 7, video_file._DecodeFailure("damaged data"))
+    stops_at(monkeypatch, video_file.OpenCvDecoder, 5, None)
+    stops_at(monkeypatch, video_file.PyAvDecoder, 7, video_file.DecodeFailure("damaged data"))
     with pytest.raises(FrameReadError, match=r"frame 7 of clip\.avi cannot be decoded \(PyAV damaged data\)"):
         VideoFile(path)
 
@@ -280,14 +316,14 @@ def test_a_frame_that_fails_later_is_named_and_the_others_stay_readable(
 ) -> None:
     frames = drawn_clip(10)
     video = VideoFile(write_lossless(tmp_path / "clip.avi", frames))
-    original = video_file._OpenCvDecoder.image
+    original = video_file.OpenCvDecoder.image
 
     def fail_at_frame_4(self):
         if self.timestamp == 160:
-            raise video_file._DecodeFailure("damaged data")
+            raise video_file.DecodeFailure("damaged data")
         return original(self)
 
-    monkeypatch.setattr(video_file._OpenCvDecoder, "image", fail_at_frame_4)
+    monkeypatch.setattr(video_file.OpenCvDecoder, "image", fail_at_frame_4)
     np.testing.assert_array_equal(video.read(3), frames[3])
     with pytest.raises(FrameReadError, match=r"frame 4 of clip\.avi cannot be decoded.* 10 frames of 64x48"):
         video.read(4)

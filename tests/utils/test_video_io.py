@@ -20,6 +20,7 @@ from sam2.utils.video_io import (
     open_source,
     overlay,
 )
+from sam2.utils.video_writer import next_tick
 
 RED = (128, 0, 0)  # the DAVIS colour of object 1
 
@@ -302,6 +303,35 @@ def encoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(builtins, "__import__", refuse_av)
     return request.param
+
+
+def test_without_libx264_a_warning_says_what_is_written_instead(
+    tmp_path: Path, without_libx264: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    with VideoWriter(tmp_path / "clip.mp4", fps=25) as writer:
+        writer.write(np.zeros((48, 64, 3), np.uint8))
+    assert "clip.mp4 becomes MPEG-4 Part 2, which browsers do not play: H.264 needs the encoder" in caplog.text
+    assert len(open_source(tmp_path / "clip.mp4")) == 1
+
+
+@pytest.mark.parametrize(
+    ("last", "tick", "expected"),
+    [(None, None, 0), (None, 70, 70), (0, None, 1000), (500, 501, 501), (500, 500, 1500), (500, 20, 1500)],
+)
+def test_a_frame_is_shown_at_its_time_or_one_frame_after_the_last(
+    last: int | None, tick: int | None, expected: int
+) -> None:
+    assert next_tick(last, tick) == expected
+
+
+@pytest.mark.parametrize("fps", [1 / 3600, 7, 24000 / 1001, 59.94, 240, 1000])
+def test_any_frame_rate_can_be_written(tmp_path: Path, fps: float) -> None:
+    pytest.importorskip("av")
+    with VideoWriter(tmp_path / "clip.mp4", fps) as writer:
+        for value in range(4):
+            writer.write(np.full((48, 64, 3), value, np.uint8))
+    source = VideoFile(tmp_path / "clip.mp4")
+    assert len(source) == 4 and source.rate == pytest.approx(fps, rel=1e-6)
 
 
 def test_a_written_video_shows_the_frames_and_their_times(tmp_path: Path, encoder: str) -> None:

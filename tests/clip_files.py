@@ -38,14 +38,15 @@ def write_encoded(
     options: dict[str, str] | None = None,
     *,
     steps: Sequence[int] = (1,),
+    ticks: int = 25,
     index_first: bool = False,
 ) -> Path:
-    """4:2:0 video by PyAV; `steps` repeats as the time from frame to frame, in 1/25 s."""
+    """4:2:0 video by PyAV; `steps` repeats as the time from frame to frame, in 1/`ticks` s."""
     import av
 
     container_options = {"movflags": "faststart"} if index_first else {}
     with av.open(str(path), "w", options=container_options) as container:
-        stream = container.add_stream(codec, rate=25, options=options or {})
+        stream = container.add_stream(codec, rate=ticks, options=options or {})
         stream.height, stream.width, stream.pix_fmt = frames[0].shape[0], frames[0].shape[1], "yuv420p"
         time = 0
         for index, frame in enumerate(frames):
