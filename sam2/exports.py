@@ -17,7 +17,7 @@ import numpy as np
 
 from sam2 import __version__
 from sam2.results import fits_label_map, whole_number
-from sam2.utils.davis import write_label_map
+from sam2.utils.davis import is_label_map, object_folders, write_label_map
 from sam2.utils.files import replacing, write_text
 from sam2.utils.labelled_frames import DrawnObject, draw_objects
 from sam2.utils.rle import decode_mask
@@ -69,9 +69,13 @@ def _write_png(task: _Task) -> None:
     numbers = object_numbers(results)
     all_fit = all(fits_label_map(obj_id) for obj_id in numbers)
     is_flat = all_fit and not results.has_overlaps
+    folders = [task.path] if all_fit else []
+    if not is_flat:
+        folders += [task.path / _folder_name(*each) for each in numbers.items()]
+    stems = [Path(results.frame_name(t)).stem for t in results]
+    _check_no_others(task.path, {folder / f"{stem}.png" for folder in folders for stem in stems})
     writer = PaletteMaskWriter(task.path)
-    for t in results:
-        stem = Path(results.frame_name(t)).stem
+    for t, stem in zip(results, stems, strict=True):
         if all_fit:
             writer.write(stem, results[t].label_map())
         if is_flat:
@@ -80,6 +84,22 @@ def _write_png(task: _Task) -> None:
         for obj_id, number in numbers.items():
             mask = masks.get(obj_id, np.zeros((results.height, results.width), bool))
             write_label_map(task.path / _folder_name(obj_id, number) / f"{stem}.png", mask)
+
+
+def _check_no_others(folder: Path, written: set[Path]) -> None:
+    """Raises ValueError where masks of other frames or objects would be left among the new ones.
+
+    They are not removed: an earlier part of the clip or an annotation looks like what an earlier save left.
+    """
+    if not folder.is_dir():
+        return
+    for place in (folder, *object_folders(folder)):
+        for path in sorted(place.glob("[!.]*.png")):
+            if path not in written and is_label_map(path):
+                raise ValueError(
+                    f"path: {folder} holds masks of frames or objects that are not in these results, "
+                    f"{path.relative_to(folder)} for one; remove them, or name another folder"
+                )
 
 
 def _folder_name(obj_id: Hashable, number: int) -> str:

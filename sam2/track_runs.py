@@ -20,19 +20,16 @@ import glob
 import hashlib
 import json
 import logging
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image
-
 from sam2.frame_skipping import SKIPPED, FrameDecision
 from sam2.results import FrameResult
 from sam2.track_prompts import Prompt, apply
-from sam2.utils.davis import list_pictures, natural_key
+from sam2.utils.davis import is_label_map, list_pictures, natural_key, object_folders
 from sam2.utils.files import write_text
 from sam2.utils.video_file import estimated_length
 from sam2.utils.video_io import IMAGE_SUFFIXES, VIDEO_SUFFIXES
@@ -53,8 +50,6 @@ EXPORTS = {
 """Where the exports of a video are in its folder, by format."""
 
 _UNFINISHED = ("partial.json", "session.pt")
-
-_OBJECT_FOLDER = re.compile(r"\d{3,}(_.*)?")  # of the masks of one object, as the format "png" names them
 
 
 # Which videos
@@ -230,10 +225,9 @@ class ClipFolder:
 
     def _clear_pictures(self) -> None:
         """Remove label maps and the masks of single objects; any other picture or file stays."""
-        folders = [each for each in self.path.iterdir() if _OBJECT_FOLDER.fullmatch(each.name)]
-        folders = [each for each in folders if each.is_dir() and not each.is_symlink()]
+        folders = object_folders(self.path)
         for folder in [self.path, *folders]:
-            for path in [*filter(_is_label_map, folder.glob("*.png")), *folder.glob(".*.part*")]:
+            for path in [*filter(is_label_map, folder.glob("*.png")), *folder.glob(".*.part*")]:
                 path.unlink(missing_ok=True)
         for folder in folders:
             if not any(folder.iterdir()):
@@ -294,15 +288,6 @@ class ClipFolder:
         for name in _UNFINISHED:
             (self.path / name).unlink(missing_ok=True)
         self.run.finish(self.clip.name, results.decisions, results.about["seconds"])
-
-
-def _is_label_map(path: Path) -> bool:
-    """Whether a picture has a palette, as all have that are exported: frames that a user put there have none."""
-    try:
-        with Image.open(path) as image:
-            return image.mode == "P"
-    except OSError:
-        return False
 
 
 # The work

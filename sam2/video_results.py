@@ -163,7 +163,8 @@ class VideoResults(Mapping[int, FrameResult]):
         """Write the results; a file appears at once or not at all.
 
         Args:
-            path: of the file, or for "png" of the folder.
+            path: of the file, which is replaced, or for "png" of the folder: masks of the same frames are replaced, and
+                it may hold no others, so that nothing of an earlier save is taken for a result of this one.
             format: "png": palette PNGs of object ids, and a folder of masks per object where one picture cannot hold
                 them; "coco": COCO annotations; "youtube_vis": YouTube-VIS annotations; "mp4": the video with the
                 objects drawn over it; "npz": NumPy arrays, masks as packed bits; "json": all of it, for `load`.
@@ -174,7 +175,8 @@ class VideoResults(Mapping[int, FrameResult]):
             The path.
 
         Raises:
-            ValueError: an unknown format, no results yet, no video where one is needed, or the video itself as path.
+            ValueError: an unknown format, no results yet, no video where one is needed, the video itself as path, or a
+                folder with masks of other frames or objects.
             ImportError: the format needs a package that is not installed, or H.264 where PyAV was built without.
         """
         from sam2.exports import export

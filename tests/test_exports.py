@@ -65,6 +65,38 @@ def test_ids_that_are_no_pixel_values_are_written_one_by_one_only(tmp_path, ids,
     assert files_of(tmp_path) == [f"{folder}/{t:05d}.png" for folder in folders for t in range(2)]
 
 
+def results_on(frames, ids=(7,)):
+    return VideoResults.collect([result_at(t, dict.fromkeys(ids, (0, 0, 2, 2))) for t in frames])
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later", "left"),
+    [
+        (results_on(range(4)), results_on(range(2)), "00002.png"),
+        (results_on(range(2)), results_on(range(2, 4)), "00000.png"),
+        (results_on(range(2), (7, 9)), results_on(range(2), (7,)), "007/00000.png"),
+        (results_on(range(2), (7, 9)), results_on(range(2), (7, 8)), "009/00000.png"),
+        (results_on(range(2), (7,)), results_on(range(2), (7, 256)), "00000.png"),
+    ],
+)
+def test_masks_of_other_frames_or_objects_are_neither_mixed_with_new_ones_nor_lost(tmp_path, earlier, later, left):
+    earlier.save(tmp_path, "png")
+    before = {name: (tmp_path / name).read_bytes() for name in files_of(tmp_path)}
+    with pytest.raises(ValueError, match=f"holds masks of frames or objects .*, {left} for one; remove them, or name"):
+        later.save(tmp_path, "png")
+    assert {name: (tmp_path / name).read_bytes() for name in files_of(tmp_path)} == before
+
+
+def test_masks_of_the_same_frames_are_replaced_and_other_files_stay(tmp_path):
+    results_on(range(2)).save(tmp_path, "png")
+    Image.new("RGB", (4, 4)).save(tmp_path / "frame.png")
+    (tmp_path / ".00009.ab.part.png").write_bytes((tmp_path / "00000.png").read_bytes())  # left by a killed process
+    (tmp_path / "notes.txt").write_text("mine")
+    results_on(range(3), (9,)).save(tmp_path, "png")
+    assert files_of(tmp_path) == [".00009.ab.part.png", *(f"0000{t}.png" for t in range(3)), "frame.png", "notes.txt"]
+    assert read_label_map(tmp_path / "00000.png").max() == 9
+
+
 def test_numbers_are_ids_where_these_are_numbers_and_free_ones_elsewhere():
     results = VideoResults.collect([result_at(0, dict.fromkeys(["a", 5, -1, 0, True, 2]))])
     assert object_numbers(results) == {"a": 6, 5: 5, -1: 7, 0: 0, True: 8, 2: 2}

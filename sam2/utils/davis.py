@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 DEFAULT_RESOLUTION = "480p"
 DEFAULT_YEAR = "2017"
+_OBJECT_FOLDER = re.compile(r"\d{3,}(_.*)?")
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
@@ -94,6 +95,21 @@ def write_label_map(path: str | os.PathLike[str], labels: np.ndarray) -> None:
 
     with replacing(Path(path)) as partial:
         image.save(partial, format="PNG", compress_level=3)
+
+
+def is_label_map(path: str | os.PathLike[str]) -> bool:
+    """Whether a picture has a palette, as all have that `write_label_map` writes; frames have none."""
+    try:
+        with Image.open(path) as image:
+            return image.mode == "P"
+    except OSError:
+        return False
+
+
+def object_folders(folder: Path) -> list[Path]:
+    """Folders within one that are named as those of the masks of one object: 007, 012_left_hand. No links."""
+    named = [each for each in sorted(folder.iterdir()) if _OBJECT_FOLDER.fullmatch(each.name)]
+    return [each for each in named if each.is_dir() and not each.is_symlink()]
 
 
 def merge_masks(obj_ids: Sequence[int], masks: np.ndarray | Tensor) -> np.ndarray:

@@ -36,7 +36,7 @@ def require_h264() -> None:
 
 
 def next_tick(last: int | None, tick: int | None) -> int:
-    """When a frame is shown, in ticks: at its own time; without one, or with one that has passed, a frame after `last`."""
+    """When a frame is shown, in ticks: at its own time; without one, or if that has passed, a frame after `last`."""
     if last is None:
         return tick or 0
     return last + _TICKS if tick is None or tick <= last else tick
