@@ -66,7 +66,8 @@ stopping and resuming:
 
 several processes (torchrun, on one node or many that share --output):
   The sequences are shared out by length; each process tracks its own, on the GPU of its LOCAL_RANK, and talks to no
-  other. A process that dies stops nobody: start it again with --resume.
+  other. A process that dies stops nobody: start it again with --resume. On many nodes give torchrun another --rdzv_id
+  at each start: runs are told apart by it.
 """
 
 
@@ -102,7 +103,7 @@ def run(args: argparse.Namespace, wanted: Sequence[Case] = ()) -> list[Summary]:
 
     from sam2.utils.davis import DavisRoot
     from sam2.vos_records import RunFolder
-    from sam2.vos_runs import ModelFiles, Rank, check_plannable, device_name, inputs_sha256, share_out
+    from sam2.vos_runs import ModelFiles, Rank, check_plannable, device_name, inputs_sha256, run_token, share_out
 
     rank = Rank.from_environment(os.environ)
     root = DavisRoot.open(args.davis_root)
@@ -113,12 +114,12 @@ def run(args: argparse.Namespace, wanted: Sequence[Case] = ()) -> list[Summary]:
     if args.plan:
         check_plannable([case.options for case in wanted])
     device = torch.device("cpu") if args.plan else rank.device(args.device)
-    folders = [
-        RunFolder(path, options, model.settings(options, args.dtype), device_name(device), is_plan=args.plan)
-        for options, path in wanted
-    ]
+    make_folder = functools.partial(
+        RunFolder, device=device_name(device), is_plan=args.plan, token=run_token(os.environ, rank), resume=args.resume
+    )
+    folders = [make_folder(path, options, model.settings(options, args.dtype)) for options, path in wanted]
     mine = share_out({name: len(stems[name]) for name in names}, rank.world_size)[rank.rank]
-    prepare(folders, names, mine, resume=args.resume)
+    prepare(folders, names, mine)
     todo = {}
     for name in mine:
         inputs = inputs_sha256(root, name) if args.resume else ""
@@ -135,14 +136,13 @@ def run(args: argparse.Namespace, wanted: Sequence[Case] = ()) -> list[Summary]:
     return [folder.summarise(names) for folder in folders]
 
 
-def prepare(folders: Sequence[RunFolder], names: Sequence[str], mine: Sequence[str], *, resume: bool) -> None:
-    """See that the results can go where they shall; unless `resume`, forget what this process will do again."""
+def prepare(folders: Sequence[RunFolder], names: Sequence[str], mine: Sequence[str]) -> None:
+    """See that the results can go where they shall; unless resuming, forget what this process will do again."""
     for folder in folders:
-        folder.check(names, resume=resume)
-    if not resume:
-        for folder in folders:
-            for name in mine:
-                folder.clear(name)
+        folder.check(names)
+    for folder in folders:
+        for name in () if folder.resume else mine:
+            folder.clear(name)
 
 
 DoSequence = Callable[[str, Sequence["RunFolder"], Callable[["FrameDecision"], None]], None]

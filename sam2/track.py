@@ -74,24 +74,22 @@ stopping and resuming:
 
 several processes (torchrun, on one node or many that share --output):
   The videos are shared out by length; each process tracks its own, on the GPU of its LOCAL_RANK, and talks to no
-  other. The one that finishes last reports the failures of all: torchrun stops all when one exits with a status.
+  other. The one that finishes last reports the failures of all: torchrun stops all when one exits with a status. On
+  many nodes give torchrun another --rdzv_id at each start: runs are told apart by it.
 """
 
 
 class Outcome(NamedTuple):
     """What a run came to.
 
-    own: the failures of this process. failures: those of all that are known.
+    own: the failures of this process. failures: those of all that are known. to_come: videos that other processes
+    have not done yet.
     """
 
     summary: Summary
     own: Sequence[Failure]
     failures: Sequence[Failure]
-
-    @property
-    def to_come(self) -> list[str]:
-        """Videos that other processes have not done yet."""
-        return sorted(set(self.summary.missing) - {failure.name for failure in self.failures})
+    to_come: Sequence[str]
 
     @property
     def status(self) -> int:
@@ -109,7 +107,7 @@ def run(args: argparse.Namespace) -> Outcome:
 
     from sam2 import track_runs
     from sam2.vos_records import RunFolder
-    from sam2.vos_runs import ModelFiles, Rank, device_name, share_out
+    from sam2.vos_runs import ModelFiles, Rank, device_name, run_token, share_out
 
     track_runs.check_formats(args.format)
     rank = Rank.from_environment(os.environ)
@@ -120,9 +118,10 @@ def run(args: argparse.Namespace) -> Outcome:
     device = rank.device(args.device)
     options = skip_options(args, model)
     settings = {**model.settings(options, args.dtype), "direction": args.direction}
-    folder = RunFolder(args.output, options, settings, device_name(device))
+    token = run_token(os.environ, rank)
+    folder = RunFolder(args.output, options, settings, device_name(device), token=token, resume=args.resume)
     names = list(clips)
-    folder.check(names, resume=args.resume)
+    folder.check(names)
     lengths = {name: track_runs.declared_length(clip.path) for name, clip in clips.items()}
     mine = share_out(lengths, rank.world_size)[rank.rank]
     track_runs.forget_failures(folder, mine)
@@ -139,7 +138,11 @@ def run(args: argparse.Namespace) -> Outcome:
     with progress.bar, logging_redirect_tqdm():
         own = track_runs.do_clips([clips[name] for name in mine], folder_of, work)
     track_runs.write_failures(folder, own)
-    return Outcome(folder.summarise(names), own, track_runs.read_failures(folder, names))
+    failures = [*own, *track_runs.read_failures(folder, [name for name in names if name not in mine])]
+    failed = {failure.name for failure in failures}
+    others = [track_runs.ClipFolder(folder, clips[name], ()) for name in names if name not in {*mine, *failed}]
+    to_come = [other.clip.name for other in others if other.missing(args.format)]
+    return Outcome(folder.summarise(names), own, failures, to_come)
 
 
 def prompt_reader(args: argparse.Namespace) -> Callable[[Clip], list[Prompt]]:

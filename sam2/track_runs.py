@@ -263,7 +263,7 @@ class ClipFolder:
 
     def missing(self, formats: Sequence[str]) -> list[str]:
         """The formats that are not there; all of them where the video is not finished."""
-        if not self.is_tracked or self.run.record(self.clip.name) is None:
+        if not (self.is_tracked and self.run.is_done(self.clip.name)):
             return list(formats)
         return [each for each in formats if not self._has(each)]
 
@@ -420,13 +420,13 @@ def do_clips(clips: Sequence[Clip], folder_of: Callable[[Clip], ClipFolder], wor
 def write_failures(run: RunFolder, failures: Sequence[Failure]) -> None:
     """Put failures on record, for the process that finishes last."""
     for name, reason in failures:
-        write_text(run.path / name / "failure.json", json.dumps({"reason": reason}) + "\n")
+        write_text(run.path / name / "failure.json", json.dumps({"reason": reason, "run": run.token}) + "\n")
 
 
 def read_failures(run: RunFolder, names: Sequence[str]) -> list[Failure]:
-    """The failures of all processes."""
+    """The failures of this run: those of an earlier one lie there until their process has begun."""
     found = ((name, _read_json(run.path / name / "failure.json")) for name in names)
-    return [Failure(name, content["reason"]) for name, content in found if content is not None]
+    return [Failure(name, content["reason"]) for name, content in found if content and content.get("run") == run.token]
 
 
 def forget_failures(run: RunFolder, names: Sequence[str]) -> None:

@@ -66,7 +66,7 @@ class Work(NamedTuple):
 class SequenceRecord(NamedTuple):
     """What one finished sequence took.
 
-    inputs: a digest of what it was made from; "" if that is not on record.
+    inputs: a digest of what it was made from; "" if that is not on record. run: the token of the run that finished it.
     """
 
     name: str
@@ -77,6 +77,7 @@ class SequenceRecord(NamedTuple):
     is_plan: bool
     settings: Mapping[str, Any]
     inputs: str = ""
+    run: str = ""
 
     @property
     def work(self) -> Work:
@@ -122,23 +123,39 @@ class RunFolder:
         settings: of `ModelFiles.settings`.
         device: as it is put on record.
         is_plan: decisions only, without masks.
+        token: what all processes of this run put on their records, see `run_token`.
+        resume: what earlier runs finished counts as finished.
     """
 
     def __init__(
-        self, path: Path, options: SkipOptions, settings: Mapping[str, Any], device: str, *, is_plan: bool = False
+        self,
+        path: Path,
+        options: SkipOptions,
+        settings: Mapping[str, Any],
+        device: str,
+        *,
+        is_plan: bool = False,
+        token: str = "",
+        resume: bool = False,
     ) -> None:
         self.path, self.options, self.settings = path, options, settings
         self.device, self.is_plan = device, is_plan
+        self.token, self.resume = token, resume
 
     def record(self, name: str) -> SequenceRecord | None:
-        """What a sequence took, whatever its settings; None if it is not finished."""
+        """What a sequence took, whatever its settings and run; None if it is not finished."""
         return SequenceRecord.read(self.path / name / "sequence.json")
 
-    def check(self, names: Sequence[str], *, resume: bool) -> None:
+    def is_done(self, name: str) -> bool:
+        """Whether a sequence of this run is finished, as far as its record says."""
+        record = self.record(name)
+        return record is not None and self._is_ours(record) and self._counts(record)
+
+    def check(self, names: Sequence[str]) -> None:
         """See that work on these sequences does not mix with, or replace, what it should not.
 
         Raises:
-            ValueError: a plan where there are masks; or, with `resume`, sequences tracked with other settings.
+            ValueError: a plan where there are masks; or, to be resumed, sequences tracked with other settings.
         """
         for name in names:
             record = self.record(name)
@@ -146,7 +163,7 @@ class RunFolder:
                 continue
             if self.is_plan and not record.is_plan:
                 raise ValueError(f"{self.path} holds the masks of a run: give the plan another --output")
-            if resume and record.is_plan == self.is_plan and not self._is_ours(record):
+            if self.resume and record.is_plan == self.is_plan and not self._is_ours(record):
                 keys = {**record.settings, **self.settings}
                 values = [(key, record.settings.get(key), self.settings.get(key)) for key in keys]
                 differing = ", ".join(f"{key} was {old!r}, is {new!r}" for key, old, new in values if old != new)
@@ -188,13 +205,12 @@ class RunFolder:
         ]
         write_text(self.path / name / "frames.json", "[\n" + ",\n".join(lines) + "\n]\n")
         processed = sum(d.action not in SKIPPED for d in decisions)
-        record = SequenceRecord(
-            name, len(decisions), processed, round(seconds, 6), self.device, self.is_plan, self.settings, inputs
-        )
+        work = (len(decisions), processed, round(seconds, 6))
+        record = SequenceRecord(name, *work, self.device, self.is_plan, self.settings, inputs, self.token)
         write_text(self.path / name / "sequence.json", json.dumps(record._asdict(), indent=1) + "\n")
 
     def summarise(self, names: Sequence[str]) -> Summary:
-        """Sum up the finished sequences in `summary.json`.
+        """Sum up the finished sequences in `summary.json`, those of the run and whatever else lies in the folder.
 
         Every rank does so at its end. The one that comes last sees all records, and none can undo its work: who finds
         new records after writing writes again.
@@ -207,8 +223,10 @@ class RunFolder:
 
     def _sum_up(self, names: Sequence[str]) -> Summary:
         found = (SequenceRecord.read(path) for path in sorted(self.path.glob("*/sequence.json")))
-        records = [r for r in found if r is not None and self._is_ours(r)]
-        missing = sorted(set(names) - {record.name for record in records})
+        wanted = set(names)
+        # What an earlier run finished of this one's is still to come: its process has not reached it yet.
+        records = [r for r in found if r and self._is_ours(r) and (r.name not in wanted or self._counts(r))]
+        missing = sorted(wanted - {record.name for record in records})
         return Summary(self.path, records, missing)
 
     def _content(self, summary: Summary) -> dict[str, Any]:
@@ -226,6 +244,9 @@ class RunFolder:
 
     def _is_ours(self, record: SequenceRecord) -> bool:
         return record.settings == self.settings and record.is_plan == self.is_plan
+
+    def _counts(self, record: SequenceRecord) -> bool:
+        return self.resume or record.run == self.token
 
 
 def versions() -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -72,6 +73,21 @@ class Rank(NamedTuple):
                 "start as many processes per node as it has GPUs, or name a --device for all of them"
             )
         return torch.device(device.type, self.local_rank)
+
+
+def run_token(environment: Mapping[str, str], rank: Rank) -> str:
+    """What tells the records of this run from those of earlier ones; the same in all its processes.
+
+    torchrun makes a folder for error files at each start, but one per node. Several nodes have in common what they were
+    told: a rendezvous id that is used again, or none, makes runs look alike.
+    """
+    if rank.world_size == 1:
+        return secrets.token_hex(8)
+    names = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")
+    known = [environment.get(name, "") for name in names]
+    if environment.get("GROUP_WORLD_SIZE") == "1":  # nodes
+        known.append(str(Path(environment.get("TORCHELASTIC_ERROR_FILE", "")).parent.parent))
+    return hashlib.sha256("\n".join(known).encode()).hexdigest()[:16]
 
 
 def share_out(lengths: Mapping[str, int], world_size: int) -> list[list[str]]:

@@ -265,6 +265,22 @@ def test_ranks_share_the_sequences_and_the_last_one_sums_up(stills, tracked, tmp
     assert f"{len(shares[order[1]])} sequences to come" in out and out.count("frames per second") == 6
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_sequences_of_an_earlier_run_are_to_come_until_their_rank_has_done_them(
+    stills, tracked, tmp_path, monkeypatch, capsys, order
+):
+    assert run(stills, tmp_path) == 0
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "next")
+    missing = []
+    for rank in order:
+        monkeypatch.setenv("RANK", str(rank))
+        assert run(stills, tmp_path) == 0
+        missing.append(read_json(tmp_path, "summary.json")["missing"])
+    assert missing == [["s5", "s6"] if order == (0, 1) else ["s3", "s4", "s7"], []]
+    assert f"{len(missing[0])} sequences to come" in capsys.readouterr().out
+
+
 def test_a_rank_without_a_sequence_has_nothing_to_do(stills, tracked, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setenv("RANK", "2")

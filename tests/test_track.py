@@ -419,6 +419,45 @@ def test_of_several_processes_only_the_last_one_exits_with_a_status(videos, buil
     assert "failed: one:" in capsys.readouterr().err
 
 
+def as_rank(monkeypatch, rank, run):
+    """The environment of one of two processes that are started together."""
+    for name, value in {"WORLD_SIZE": "2", "RANK": str(rank), "TORCHELASTIC_RUN_ID": run}.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_failure_of_an_earlier_run_is_none_of_the_run_that_retries(
+    videos, built, tmp_path, monkeypatch, capsys, order
+):
+    half = videos / "half.json"
+    half.write_text(json.dumps({"one": [{"mask": "one.png"}]}))
+    statuses, errors = [], []
+    for run_id, prompts in (("first", half), ("second", videos / "prompts.json")):
+        for rank in order:
+            as_rank(monkeypatch, rank, run_id)
+            statuses.append(run(videos, tmp_path, "--prompts", str(prompts), "--resume"))
+        errors.append(capsys.readouterr().err)
+    assert statuses == [0, 1, 0, 0] and ["failed: two" in error for error in errors] == [True, False]
+    assert not list(tmp_path.rglob("failure.json")) and len(label_maps(tmp_path / "two")) == 3
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("resume", [[], ["--resume", "--format", "png", "coco"]])
+def test_what_an_earlier_run_did_is_not_done_before_its_process_has_come_to_it(
+    videos, built, tmp_path, monkeypatch, capsys, order, resume
+):
+    assert run(videos, tmp_path) == 0
+    bad = videos / "bad.json"
+    bad.write_text(json.dumps({"one": [{"mask": "none.png"}], "two": [{"mask": "two.png"}]}))
+    statuses, outputs = [], []
+    for rank in order:
+        as_rank(monkeypatch, rank, "next")
+        statuses.append(run(videos, tmp_path, "--prompts", str(bad), *resume))
+        outputs.append(capsys.readouterr())
+    assert statuses == [0, 1] and "1 videos to come from other processes" in outputs[0].out
+    assert "failed: one: mask: no such file" in outputs[1].err
+
+
 # Mistakes
 
 

@@ -19,9 +19,9 @@ DECISIONS = [
 STEMS = ["0", "1", "2", "3"]
 
 
-def folder(path, *, threshold=0.1, is_plan=False, device="cpu"):
+def folder(path, *, threshold=0.1, device="cpu", **which):
     settings = {"strategy": "naive", "threshold": threshold}
-    return RunFolder(path, SkipOptions(threshold), settings, device, is_plan=is_plan)
+    return RunFolder(path, SkipOptions(threshold), settings, device, **which)
 
 
 def finish(run, name, seconds=2.0):
@@ -65,6 +65,18 @@ def test_sequences_of_other_settings_are_not_summed_up(tmp_path):
     finish(folder(tmp_path, threshold=0.2), "a")
     finish(folder(tmp_path, is_plan=True), "b")
     assert folder(tmp_path).summarise(["a", "b"]).missing == ["a", "b"]
+
+
+def test_what_an_earlier_run_finished_counts_only_to_resume_or_of_other_sequences(tmp_path):
+    for name in ("a", "b"):
+        finish(folder(tmp_path, token="earlier"), name)
+    finish(folder(tmp_path, token="now"), "c")
+    anew, resumed = (folder(tmp_path, token="now", resume=resume) for resume in (False, True))
+    assert [anew.summarise(["a", "c"]).missing, resumed.summarise(["a", "c"]).missing] == [["a"], []]
+    assert [[run.is_done(name) for name in "abcd"] for run in (anew, resumed)] == [
+        [False, False, True, False], [True, True, True, False],
+    ]  # fmt: skip
+    assert [record.name for record in anew.summarise(["a", "c"]).records] == ["b", "c"]
 
 
 def test_devices_of_all_sequences_are_named(tmp_path):
@@ -115,7 +127,7 @@ def test_a_plan_is_no_finished_run_and_needs_no_masks(tmp_path):
     plan.finish("a", DECISIONS, 1.0)
     assert plan.is_finished("a", STEMS)
     assert not folder(tmp_path).is_finished("a", STEMS)
-    folder(tmp_path).check(["a"], resume=True)
+    folder(tmp_path, resume=True).check(["a"])
     assert plan.summarise(["a"]).work.expected_speedup == 2.0
     assert json.loads((tmp_path / "summary.json").read_text())["expected_speedup"] == 2.0
 
@@ -132,15 +144,15 @@ def test_what_a_killed_process_left_is_cleared_and_the_sequence_no_longer_finish
 
 def test_resuming_with_other_settings_says_what_differs(tmp_path):
     finish(folder(tmp_path, threshold=0.2), "b")
-    folder(tmp_path).check(["a", "b"], resume=False)
+    folder(tmp_path).check(["a", "b"])
     with pytest.raises(ValueError, match=r"b has other settings: threshold was 0.2, is 0.1$"):
-        folder(tmp_path).check(["a", "b"], resume=True)
+        folder(tmp_path, resume=True).check(["a", "b"])
 
 
 def test_a_plan_does_not_replace_the_records_of_masks(tmp_path):
     finish(folder(tmp_path), "a")
     with pytest.raises(ValueError, match="holds the masks of a run: give the plan another --output"):
-        folder(tmp_path, is_plan=True).check(["a"], resume=False)
+        folder(tmp_path, is_plan=True).check(["a"])
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"name": "a"}'])

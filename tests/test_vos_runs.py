@@ -11,7 +11,7 @@ from PIL import Image
 from sam2.build_sam import EMBEDDED, build_sam2_video_predictor, packaged_file
 from sam2.frame_skipping import SkipOptions
 from sam2.utils.drawn_clips import draw_clip, write_davis_layout
-from sam2.vos_runs import ModelFiles, Rank, planned_decisions, share_out, warm_up
+from sam2.vos_runs import ModelFiles, Rank, planned_decisions, run_token, share_out, warm_up
 
 PUBLISHED = (0.05, 0.07, 0.10, 0.15, 0.25)
 
@@ -46,6 +46,28 @@ def test_each_rank_has_the_gpu_of_its_local_rank(monkeypatch):
     assert Rank(0, 1, 0).device("cuda") == torch.device("cuda")
     with pytest.raises(ValueError, match="LOCAL_RANK 2 needs a GPU of its own, and there are 2"):
         Rank(2, 4, 2).device("cuda")
+
+
+def torchrun(start, rank, **others):
+    """What torchrun tells a process of one node, where nothing that it was told itself differs between starts."""
+    told = {"TORCHELASTIC_RUN_ID": "none", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "GROUP_WORLD_SIZE": "1"}
+    error_file = f"/tmp/torchelastic_{start}/none_x/attempt_0/{rank}/error.json"
+    return {**told, "TORCHELASTIC_ERROR_FILE": error_file, **others}
+
+
+def test_the_processes_of_a_run_have_one_token_and_runs_have_different_ones():
+    alone = Rank()
+    assert run_token({}, alone) != run_token({}, alone)
+    first, second = Rank(0, 2, 0), Rank(1, 2, 1)
+    assert run_token(torchrun("a", 0), first) == run_token(torchrun("a", 1), second)
+    again = [torchrun("b", 0), torchrun("a", 0, TORCHELASTIC_RESTART_COUNT="1")]
+    assert len({run_token(each, first) for each in (torchrun("a", 0), *again)}) == 3
+
+
+def test_on_several_nodes_a_run_is_known_by_its_rendezvous():
+    nodes = [torchrun(node, 0, GROUP_WORLD_SIZE="2", TORCHELASTIC_RUN_ID="job") for node in ("a", "b")]
+    tokens = {run_token(each, Rank(i, 2, 0)) for i, each in enumerate(nodes)}
+    assert len({*tokens, run_token({**nodes[0], "TORCHELASTIC_RUN_ID": "next"}, Rank(0, 2, 0))}) == 2
 
 
 def test_sequences_are_shared_out_longest_first_to_whoever_has_least():
