@@ -62,7 +62,7 @@ stopping and resuming:
   sequence that was cut short is tracked anew from its first frame: its masks follow from the memory of all frames
   before, which is not saved, and so they equal those of a run that was never stopped. A sequence whose pictures have
   changed since is tracked anew too. Finished sequences of other settings are refused. Without --resume, results are
-  replaced.
+  replaced. A sequence that another run is writing to the same folder is an error.
 
 several processes (torchrun, on one node or many that share --output):
   The sequences are shared out by length; each process tracks its own, on the GPU of its LOCAL_RANK, and talks to no
@@ -142,7 +142,8 @@ def prepare(folders: Sequence[RunFolder], names: Sequence[str], mine: Sequence[s
         folder.check(names)
     for folder in folders:
         for name in () if folder.resume else mine:
-            folder.clear(name)
+            with folder.lock(name):
+                folder.clear(name)
 
 
 DoSequence = Callable[[str, Sequence["RunFolder"], Callable[["FrameDecision"], None]], None]

@@ -70,7 +70,8 @@ stopping and resuming:
   to the results of a run that was never stopped. A video that was begun goes on from the last --save-every, once all
   objects were prompted. Results of other prompts or settings, or of a video that was changed since, are refused. With
   --resume another --format is written without tracking anew; without it results are replaced. A video that fails stops
-  no other: it is reported at the end, and the exit status is 1.
+  no other: it is reported at the end, and the exit status is 1. So does one that another run is writing to the same
+  folder.
 
 several processes (torchrun, on one node or many that share --output):
   The videos are shared out by length; each process tracks its own, on the GPU of its LOCAL_RANK, and talks to no

@@ -49,7 +49,7 @@ EXPORTS = {
 }
 """Where the exports of a video are in its folder, by format."""
 
-_UNFINISHED = ("partial.json", "session.pt")
+_UNFINISHED = ("partial.json", "session.pt", "failure.json")
 
 
 # Which videos
@@ -192,16 +192,22 @@ class ClipFolder:
             "settings": dict(self.run.settings),
         }
 
-    def differing(self) -> list[str]:
-        """What of the task was another one when the video was begun here; all of it where it was not begun."""
-        earlier = _read_json(self.path / "task.json") or {}
-        others = [what for what, value in self.task.items() if earlier.get(what) != value]
-        is_moved = "video" in others and Path(earlier.get("video", "")).resolve() != self.clip.path.resolve()
-        return [what for what in others if what != "video" or is_moved]
+    def differing(self, results: VideoResults) -> list[str]:
+        """What of the task was another one when the video was begun here, or is another one for these results.
 
-    def check(self) -> None:
-        """Raises ValueError where there are results of another task."""
-        if self.is_tracked and (others := self.differing()):
+        They are from one run unless something went wrong, as when two runs wrote here at once where nothing is locked.
+        """
+        begun = _read_json(self.path / "task.json") or {}
+        return [what for what in self.task if not (self._is_same(what, begun) and self._is_same(what, results.about))]
+
+    def _is_same(self, what: str, task: Mapping[str, Any]) -> bool:
+        if what == "video":  # wherever the path starts from
+            return Path(task.get(what, "")).resolve() == self.clip.path.resolve()
+        return task.get(what) == self.task[what]
+
+    def check(self, results: VideoResults) -> None:
+        """Raises ValueError where these, which lie here, are the results of another task."""
+        if others := self.differing(results):
             named = ["the video's files, which were changed since" if what == "files" else what for what in others]
             raise ValueError(
                 f"the results in {self.path} differ in {' and '.join(named)}: leave out --resume to replace them"
@@ -245,10 +251,12 @@ class ClipFolder:
     def load_session(self, predictor: Any) -> tuple[Any, VideoResults] | None:
         """The session and the results up to its last frame, where a run of the same task left them; else None."""
         session, partial = self.path / "session.pt", self.path / "partial.json"
-        if self.differing() or not (session.exists() and partial.exists()):
+        if not (session.exists() and partial.exists()):
             return None
         try:
             results = VideoResults.load(partial)
+            if self.differing(results):
+                return None
             state = predictor.load(session, self.clip.path)
         except ValueError as error:
             logger.warning("%s is tracked from its first frame again: %s", self.clip.name, error)
@@ -315,16 +323,22 @@ def do_clip(folder: ClipFolder, work: Work) -> list[str]:
     """Track a video and write its exports, or what of both is not done yet; returns what went wrong with exports.
 
     Raises:
+        BlockingIOError: another process does this video.
         Exception: whatever a video can fail by. The results before are in `partial.json` then.
     """
-    if work.resume:
-        folder.check()
-    else:
+    with folder.run.lock(folder.clip.name):
+        return _do_locked(folder, work)
+
+
+def _do_locked(folder: ClipFolder, work: Work) -> list[str]:
+    if not work.resume:
         folder.clear()
+    results = folder.load()
+    if results is not None:
+        folder.check(results)
     missing = folder.missing(work.formats)
     if not missing:
         return []
-    results = folder.load()
     if results is None:
         results = track_clip(folder, work)
         results.save(folder.path / EXPORTS["json"], "json")

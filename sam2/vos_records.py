@@ -8,7 +8,8 @@ The results of one setting are a folder (`RunFolder`):
     summary.json                what all sequences together took
 
 A file appears at once or not at all, and each sequence has its files to itself: processes that share a run need no
-other agreement than who tracks which sequence, and any of them, on any node that sees the folder, can sum up.
+other agreement than who tracks which sequence, and any of them, on any node that sees the folder, can sum up. A lock
+on each sequence keeps out processes of other runs.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import logging
 import os
 import platform
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +28,7 @@ import torch
 
 from sam2 import __version__
 from sam2.frame_skipping import SKIPPED, FrameDecision, SkipOptions
-from sam2.utils.files import write_text
+from sam2.utils.files import locked, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -183,6 +185,10 @@ class RunFolder:
             return False
         wanted = {"frames.json"} if self.is_plan else {"frames.json", *(f"{stem}.png" for stem in stems)}
         return record.frames == len(stems) and wanted <= set(os.listdir(self.path / name))
+
+    def lock(self, name: str) -> AbstractContextManager[None]:
+        """Keep other processes away from a sequence's files. Entering raises BlockingIOError where one is at work."""
+        return locked(self.path / name / ".lock")
 
     def clear(self, name: str) -> None:
         """Forget that a sequence was finished, and what a killed process left unfinished of its files."""

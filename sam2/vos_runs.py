@@ -7,6 +7,7 @@ import hashlib
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -232,16 +233,17 @@ def track_sequence(predictor: Any, root: DavisRoot, name: str, folder: RunFolder
     """Track one sequence with a folder's options, and write its masks and its record there."""
     frames = root.frame_paths(name)
     first_labels = read_label_map(root.annotation_path(name, frames[0].stem))
-    folder.clear(name)
-    writer = PaletteMaskWriter(folder.path / name)
     predictor.skipping = folder.options
-    decisions = []
-    start = time.perf_counter()
-    for path, tracked in zip(frames, track_frames(predictor, frames, first_labels), strict=True):
-        writer.write(path.stem, tracked.labels)
-        decisions.append(tracked.decision)
-        on_frame(tracked.decision)
-    folder.finish(name, decisions, time.perf_counter() - start, inputs_sha256(root, name))
+    with folder.lock(name):
+        folder.clear(name)
+        writer = PaletteMaskWriter(folder.path / name)
+        decisions = []
+        start = time.perf_counter()
+        for path, tracked in zip(frames, track_frames(predictor, frames, first_labels), strict=True):
+            writer.write(path.stem, tracked.labels)
+            decisions.append(tracked.decision)
+            on_frame(tracked.decision)
+        folder.finish(name, decisions, time.perf_counter() - start, inputs_sha256(root, name))
 
 
 def warm_up(predictor: Any, root: DavisRoot, name: str) -> None:
@@ -309,13 +311,15 @@ def plan_sequence(
     image_size: int, root: DavisRoot, name: str, folders: Sequence[RunFolder], on_frame: OnFrame, *, threads: int
 ) -> None:
     """Decide on one sequence's frames with the options of each folder, and write the record there."""
-    for folder in folders:
-        folder.clear(name)
     options = [folder.options for folder in folders]
     decided: list[tuple[FrameDecision, ...]] = []
-    for decisions in planned_decisions(root.frame_paths(name), image_size, options, threads=threads):
-        decided.append(decisions)
-        for decision in decisions:
-            on_frame(decision)
-    for folder, decisions in zip(folders, zip(*decided, strict=True), strict=True):
-        folder.finish(name, decisions, sum(decision.seconds for decision in decisions), inputs_sha256(root, name))
+    with ExitStack() as locks:
+        for folder in folders:
+            locks.enter_context(folder.lock(name))
+            folder.clear(name)
+        for decisions in planned_decisions(root.frame_paths(name), image_size, options, threads=threads):
+            decided.append(decisions)
+            for decision in decisions:
+                on_frame(decision)
+        for folder, decisions in zip(folders, zip(*decided, strict=True), strict=True):
+            folder.finish(name, decisions, sum(decision.seconds for decision in decisions), inputs_sha256(root, name))

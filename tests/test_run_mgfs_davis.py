@@ -234,7 +234,7 @@ def test_a_killed_run_leaves_whole_files_and_resumes_to_the_masks_of_an_unbroken
         while process.poll() is None and not (tmp_path / "killed" / "long" / "00003.png").exists():
             time.sleep(0.002)
         os.kill(process.pid, signal.SIGKILL)
-    left = [path for path in (tmp_path / "killed").rglob("*") if path.is_file() and ".part" not in path.name]
+    left = [path for path in (tmp_path / "killed").rglob("*") if path.is_file() and path.name[0] != "."]
     assert 4 <= len(left) <= 8 and all(read_label_map(path).shape == (96, 128) for path in left)
 
     assert run(root, tmp_path / "killed", "--threshold", "0.01", "--resume") == 0
@@ -244,6 +244,17 @@ def test_a_killed_run_leaves_whole_files_and_resumes_to_the_masks_of_an_unbroken
         for t in range(len(clip.frames)):
             masks = [(tmp_path / which / name / f"{t:05d}.png").read_bytes() for which in ("killed", "whole")]
             assert masks[0] == masks[1]
+
+
+@pytest.mark.parametrize("options", [[], ["--resume"], ["--plan"]])
+def test_a_sequence_that_another_process_tracks_is_left_to_it(stills, tracked, tmp_path, capsys, options):
+    fcntl = pytest.importorskip("fcntl")
+    (tmp_path / "s3").mkdir()
+    with (tmp_path / "s3" / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert run(stills, tmp_path, "--sequences", "s3", *options) == 2
+    assert capsys.readouterr().err.endswith(f"error: {tmp_path / 's3'}: another process is at work here\n")
+    assert tracked == [] and files_of(tmp_path) == {"s3/.lock"}
 
 
 # Several processes

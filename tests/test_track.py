@@ -344,6 +344,39 @@ def test_a_killed_run_leaves_whole_files_and_resumes_to_the_results_of_an_unbrok
         ]
 
 
+def test_a_video_that_another_process_does_is_left_to_it(videos, built, tmp_path, monkeypatch, capsys):
+    """Two runs of other prompts into one folder: the second one begins while the first one tracks."""
+    moved = videos / "beside.json"
+    moved.write_text(json.dumps({"two": [{"box": [20, 20, 60, 60]}]}))
+    count = track.Progress.count
+
+    def count_and_start_beside(self, decision):
+        count(self, decision)
+        monkeypatch.setattr(track.Progress, "count", count)
+        if decision.frame == 0:
+            statuses.append(run(videos, tmp_path, "--prompts", str(moved), names=["two"]))
+
+    statuses = []
+    monkeypatch.setattr(track.Progress, "count", count_and_start_beside)
+    statuses.append(run(videos, tmp_path, names=["two"]))
+    assert statuses == [1, 0] and len(built) == 1
+    assert "failed: two: {}: another process is at work here\n".format(tmp_path / "two") in capsys.readouterr().err
+    assert VideoResults.load(tmp_path / "two" / "results.json").obj_ids == [1, 9]
+    assert files_of(tmp_path / "two") == [
+        *(f"{t:05d}.png" for t in range(3)), "frames.json", "results.json", "sequence.json", "task.json",
+    ]  # fmt: skip
+
+
+def test_results_that_are_not_those_of_the_task_beside_them_are_refused(videos, built, tmp_path, capsys):
+    """As two runs leave them that wrote at once on a file system without locks."""
+    assert run(videos, tmp_path, names=["two"]) == 0
+    results = VideoResults.load(tmp_path / "two" / "results.json")
+    results.about["prompts"] = results.about["prompts"][:1]
+    results.save(tmp_path / "two" / "results.json", "json")
+    assert run(videos, tmp_path, "--resume", names=["two"]) == 1
+    assert "two differ in prompts: leave out --resume to replace them" in capsys.readouterr().err
+
+
 STOPS = [  # options; where a run that was stopped at frame 4 goes on, None for the first frame; what it skips then
     pytest.param(["--threshold", "0"], 4, 0, id="every frame"),
     pytest.param(["--threshold", "0", "--prompts", "late.json"], None, 0, id="a prompt to come"),

@@ -1,12 +1,14 @@
-"""Files that appear at once or not at all."""
+"""Files that appear at once or not at all, and locks between processes."""
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 
 @contextmanager
@@ -29,3 +31,45 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file, UTF-8, at once or not at all."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep other processes out of the block, by a lock on a file that is there as long as the block runs.
+
+    A killed process leaves the file, which then locks nothing. On Windows, and on file systems that know no locks,
+    nobody is kept out.
+
+    Raises:
+        BlockingIOError: another process is in such a block.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        # Who was in the block may have removed the file since it was opened here: its lock would keep nobody out.
+        if not (_lock(file) and _is_at(file, path)):
+            raise BlockingIOError(f"{path.parent}: another process is at work here")
+        try:
+            yield
+        finally:
+            with suppress(PermissionError):  # Windows removes no open file
+                path.unlink(missing_ok=True)
+
+
+def _lock(file: IO[bytes]) -> bool:
+    """Lock an open file if it can be; False where another process has."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EAGAIN)
+    return True
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
