@@ -223,7 +223,7 @@ class ClipFolder:
         self.run.clear(self.clip.name)
         if (self.path / "task.json").exists():
             self._clear_pictures()
-        names = [*_UNFINISHED, *(name for name in EXPORTS.values() if name)]
+        names = [*_UNFINISHED, "frames.json", *(name for name in EXPORTS.values() if name)]
         leftovers = self.path.glob(".*.part*")
         for path in [*(self.path / name for name in names), *leftovers]:
             path.unlink(missing_ok=True)
@@ -324,19 +324,18 @@ def do_clip(folder: ClipFolder, work: Work) -> list[str]:
 
     Raises:
         BlockingIOError: another process does this video.
-        Exception: whatever a video can fail by. The results before are in `partial.json` then.
+        Exception: whatever a video can fail by. What lay here stays where the video cannot be begun; where it ends
+            midway, the results up to there are in `partial.json`.
     """
     with folder.run.lock(folder.clip.name):
         return _do_locked(folder, work)
 
 
 def _do_locked(folder: ClipFolder, work: Work) -> list[str]:
-    if not work.resume:
-        folder.clear()
-    results = folder.load()
+    results = folder.load() if work.resume else None
     if results is not None:
         folder.check(results)
-    missing = folder.missing(work.formats)
+    missing = folder.missing(work.formats) if work.resume else work.formats
     if not missing:
         return []
     if results is None:
@@ -354,13 +353,11 @@ def track_clip(folder: ClipFolder, work: Work) -> VideoResults:
     """Track a video, from where an earlier run left it; what there is before an error is kept in `partial.json`."""
     predictor = work.predictor()
     predictor.skipping = folder.run.options
-    earlier = folder.load_session(predictor)
-    state, results = start_session(folder, predictor) if earlier is None else earlier
     start = last_save = time.perf_counter()
+    earlier = folder.load_session(predictor) if work.resume else None
+    state, results = start_session(folder, predictor) if earlier is None else earlier
     spent = results.about.get("seconds", 0.0)
     try:
-        if earlier is None:
-            apply(predictor, state, folder.prompts)
         for decision in results.decisions:
             work.on_frame(decision)
         for result in answers(predictor, state, results, work.direction):
@@ -381,13 +378,20 @@ def track_clip(folder: ClipFolder, work: Work) -> VideoResults:
 
 
 def start_session(folder: ClipFolder, predictor: Any) -> tuple[Any, VideoResults]:
-    """A session without prompts, and no results yet."""
-    folder.clear()
-    folder.begin()
+    """A session with the prompts, and no results yet; those of earlier runs go once it is known to begin."""
+    task = folder.task  # of the files as they are before any is read
     state = predictor.init_state(folder.clip.path)
-    paths = getattr(state.frames.source, "paths", None)
-    names = None if paths is None else [path.name for path in paths]
-    return state, VideoResults(name=folder.clip.name, frame_names=names, about=folder.task)
+    try:
+        paths = getattr(state.frames.source, "paths", None)
+        names = None if paths is None else [path.name for path in paths]
+        results = VideoResults(name=folder.clip.name, frame_names=names, about=task)
+        apply(predictor, state, folder.prompts)
+        folder.clear()
+        folder.begin()
+    except BaseException:
+        state.close()
+        raise
+    return state, results
 
 
 def answers(predictor: Any, state: Any, results: VideoResults, direction: str) -> Iterator[FrameResult]:

@@ -216,6 +216,28 @@ def test_a_format_that_fails_stops_no_other_and_is_written_by_the_next_run(
     assert (tmp_path / "two" / "coco.json").exists() and len(built) == 1
 
 
+@pytest.mark.parametrize("fails", ["the model", "the video", "a prompt"])
+def test_results_stay_where_a_run_that_should_replace_them_cannot_begin(
+    videos, built, tmp_path, monkeypatch, predictor, fails
+):
+    def fail(*_, **__):
+        raise RuntimeError("none")
+
+    assert run(videos, tmp_path, "--format", "png", "coco", names=["two"]) == 0
+    before = {name: (tmp_path / name).read_bytes() for name in files_of(tmp_path)}
+    prompts = videos / "outside.json"
+    prompts.write_text(json.dumps({"two": [{"mask": "two.png"}, {"frame": 99, "box": [1, 2, 30, 40]}]}))
+    if fails == "the model":
+        monkeypatch.setattr(track, "build", fail)
+    if fails == "the video":
+        monkeypatch.setattr(predictor, "init_state", fail, raising=False)
+    other = ["--prompts", str(prompts)] if fails == "a prompt" else []
+    assert run(videos, tmp_path, *other, names=["two"]) == 1
+    after = {name: (tmp_path / name).read_bytes() for name in files_of(tmp_path)}
+    del before["summary.json"], after["summary.json"], after["two/failure.json"]
+    assert after == before
+
+
 @pytest.mark.parametrize(
     ("entry", "message"),
     [

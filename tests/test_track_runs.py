@@ -131,7 +131,8 @@ def test_clearing_removes_what_a_run_left_and_nothing_else(videos):
     for name in ("0.png", "001/0.png", "1000_cat/0.png", "002/0.png"):
         write_label_map(folder.path / name, np.ones((4, 6), int))
     kept = ["002/notes.txt", "frame.png", "masks/0.png"]
-    (folder.path / kept[0]).touch()
+    for name in (kept[0], "frames.json", "sequence.json", "failure.json"):
+        (folder.path / name).touch()
     Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(folder.path / kept[1])
     write_label_map(folder.path / kept[2], np.ones((4, 6), int))
     folder.clear()
