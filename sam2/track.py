@@ -18,7 +18,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from sam2.vos_records import Summary, Work
     from sam2.vos_runs import ModelFiles
 
+logger = logging.getLogger(__name__)
+
 FORMATS = ("png", "coco", "youtube_vis", "mp4", "npz", "json")
 
 DETAILS = """
@@ -54,6 +56,7 @@ prompts, in pixels of the video; each option as often as needed:
   together. They count for every VIDEO; --prompts FILE.json gives each video its own:
   {"clip": [{"id": 1, "frame": 0, "box": [10, 20, 80, 90]}, {"id": 1, "points": [[4, 5]], "labels": [0]},
             {"frame": 12, "mask": "clip_12.png"}], "*": [prompts of the videos that are not named]}
+  A video is named by its path (from FILE.json's folder on, or as VIDEO), else its name in --output, else its file name.
 
 results, in --output/<video>:
   00000.png ...      png: object ids, in DAVIS's palette; 001/00000.png ... too, where objects overlap or have other ids
@@ -114,7 +117,7 @@ def run(args: argparse.Namespace) -> Outcome:
     rank = Rank.from_environment(os.environ)
     clips = {clip.name: clip for clip in track_runs.find_clips(args.videos)}
     track_runs.check_output(args.output, args.videos, list(clips.values()))
-    prompts_of = prompt_reader(args)
+    prompts_of = prompt_reader(args, clips.values(), warns=rank.rank == 0)
     model = ModelFiles.find(args.config, args.checkpoint)
     device = rank.device(args.device)
     options = skip_options(args, model)
@@ -146,20 +149,21 @@ def run(args: argparse.Namespace) -> Outcome:
     return Outcome(folder.summarise(names), own, failures, to_come)
 
 
-def prompt_reader(args: argparse.Namespace) -> Callable[[Clip], list[Prompt]]:
+def prompt_reader(args: argparse.Namespace, clips: Iterable[Clip], *, warns: bool) -> Callable[[Clip], list[Prompt]]:
     """Returns what knows the prompts of a video. What is wrong with those of all videos is an error at once."""
     from sam2.track_prompts import PromptFile, resolve
 
     if args.prompts is None:
         prompts = resolve(args.drafts)
         return lambda clip: prompts
-    file = PromptFile(args.prompts)
+    found = PromptFile(args.prompts).of_videos({clip.name: clip.path for clip in clips})
+    for warning in found.warnings if warns else ():
+        logger.warning(warning)
 
     def read(clip: Clip) -> list[Prompt]:
-        drafts = file.drafts(clip.path, clip.name)
-        if not drafts:
+        if not found.drafts[clip.name]:
             raise ValueError(f"{args.prompts} has no prompts for it")
-        return resolve(drafts)
+        return resolve(found.drafts[clip.name])
 
     return read
 

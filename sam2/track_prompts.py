@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -112,8 +113,18 @@ def _numbers(fields: Iterable[str]) -> tuple[float, ...] | None:
 # Prompt files
 
 
+class VideoPrompts(NamedTuple):
+    """What a prompt file says of some videos.
+
+    drafts: by the name of the video; empty where the file says nothing about it. warnings: what may be a mistake.
+    """
+
+    drafts: dict[str, list[Draft]]
+    warnings: list[str]
+
+
 class PromptFile:
-    """Prompts of many videos, as JSON: for each video, by name, file name or path, a list of prompts.
+    """Prompts of many videos, as JSON: for each video, by path, name or file name, a list of prompts.
 
         {"clip": [{"id": 1, "frame": 0, "box": [10, 20, 80, 90]},
                   {"id": 1, "points": [[40, 50], [5, 5]], "labels": [1, 0]},
@@ -146,13 +157,26 @@ class PromptFile:
             )
         self._drafts = {name: self._read(name, entries) for name, entries in content.items()}
 
-    def drafts(self, video: Path, name: str) -> list[Draft]:
-        """The prompts of a video; empty where the file says nothing about it."""
-        absolute = video.resolve()
-        for key, drafts in self._drafts.items():
-            if key in (name, video.name, str(video)) or (self.path.parent / key).resolve() == absolute:
-                return drafts
-        return self._drafts.get(ALL_VIDEOS, [])
+    def of_videos(self, videos: Mapping[str, Path]) -> VideoPrompts:
+        """The prompts of each video, given by its name.
+
+        Raises:
+            ValueError: two keys are the path of one video.
+        """
+        keys = [key for key in self._drafts if key != ALL_VIDEOS]
+        try:
+            key_of = match_keys(keys, videos, self.path.parent)
+        except ValueError as error:
+            raise ValueError(f"--prompts: {self.path}: {error}") from error
+        warnings = []
+        if unused := [repr(key) for key in keys if key not in key_of.values()]:
+            more = f" and {len(unused) - 5} more" if len(unused) > 5 else ""
+            warnings.append(f"{self.path}: no video goes by {', '.join(unused[:5])}{more}")
+        for key, count in Counter(key_of.values()).items():
+            if count > 1:
+                warnings.append(f"{self.path}: {count} videos go by {key!r} and get the same prompts")
+        rest = self._drafts.get(ALL_VIDEOS, [])
+        return VideoPrompts({name: self._drafts[key_of[name]] if name in key_of else rest for name in videos}, warnings)
 
     def _read(self, video: str, entries: Any) -> list[Draft]:
         if not isinstance(entries, list):
@@ -167,6 +191,39 @@ class PromptFile:
                 raise ValueError(f"--prompts: {self.path}: {video}: prompt {i}: {error}") from error
             drafts.append(draft if draft.mask is None else draft._replace(mask=self.path.parent / draft.mask))
         return drafts
+
+
+def match_keys(keys: Sequence[str], videos: Mapping[str, Path], folder: Path) -> dict[str, str]:
+    """The key that each video goes by: its path, else its name, else its file name.
+
+    Args:
+        keys: each a path from `folder` on or as in `videos`, a name, or a file name, which may be that of several. What
+            is the path of one video is not the name of another one, nor is a name a file name.
+        videos: paths by name.
+
+    Returns:
+        By name, without the videos that go by none.
+
+    Raises:
+        ValueError: two keys are the path of one video.
+    """
+    name_of = {path.resolve(): name for name, path in videos.items()} | {str(path): n for n, path in videos.items()}
+    key_of: dict[str, str] = {}
+    others = []
+    for key in keys:
+        name = name_of.get(key) or name_of.get((folder / key).resolve())
+        if name is None:
+            others.append(key)
+        elif name in key_of:
+            raise ValueError(f"{key_of[name]!r} and {key!r} are the same video: say once what is to be tracked in it")
+        else:
+            key_of[name] = key
+    named = {key for key in others if key in videos}
+    files = {key for key in others if key not in videos}
+    for name, path in videos.items():
+        if name not in key_of and (name in named or path.name in files):
+            key_of[name] = name if name in named else path.name
+    return key_of
 
 
 def _read_entry(entry: Any) -> Draft:

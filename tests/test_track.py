@@ -254,6 +254,13 @@ def test_prompts_that_do_not_fit_a_video_are_its_failure(videos, built, tmp_path
     assert f"failed: {message.format(path)}" in capsys.readouterr().err
 
 
+def test_a_key_that_no_video_goes_by_is_warned_of(videos, built, tmp_path, caplog):
+    path = videos / "typo.json"
+    path.write_text(json.dumps({"twoo": [{"mask": "one.png"}], "*": [{"mask": "two.png"}]}))
+    assert run(videos, tmp_path, "--prompts", str(path), names=["two"]) == 0
+    assert f"{path}: no video goes by 'twoo'" in caplog.messages
+
+
 # Stopping and resuming
 
 

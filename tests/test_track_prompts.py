@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sam2.track_prompts import Draft, Prompt, PromptFile, apply, parse_box, parse_mask, parse_point, resolve
+from sam2.track_prompts import (
+    Draft,
+    Prompt,
+    PromptFile,
+    apply,
+    match_keys,
+    parse_box,
+    parse_mask,
+    parse_point,
+    resolve,
+)
 from sam2.utils.davis import write_label_map
 from sam2.utils.rle import decode_mask, encode_mask
 
@@ -114,9 +124,49 @@ def prompt_file(folder, content):
 def test_a_prompt_file_names_videos_by_name_file_or_path_and_the_rest_by_a_star(tmp_path):
     boxes = {key: [{"box": [0, 0, i, i]}] for i, key in enumerate(("a", "b.mp4", "deep/c.mp4", "*"))}
     file = prompt_file(tmp_path, boxes)
-    videos = ("a.mp4", "b.mp4", "deep/c.mp4", "d.mp4")
-    assert [file.drafts(tmp_path / each, Path(each).stem)[0].box[2] for each in videos] == [0, 1, 2, 3]
-    assert prompt_file(tmp_path, {"a": []}).drafts(tmp_path / "d.mp4", "d") == []
+    videos = {Path(each).stem: tmp_path / each for each in ("a.mp4", "b.mp4", "deep/c.mp4", "d.mp4")}
+    drafts, warnings = file.of_videos(videos)
+    assert [drafts[name][0].box[2] for name in "abcd"] == [0, 1, 2, 3] and warnings == []
+    assert prompt_file(tmp_path, {"d": []}).of_videos(videos).drafts == dict.fromkeys("abcd", [])
+
+
+VIDEOS = {"x_a": Path("x/a.mp4"), "y_a": Path("y/a.mp4"), "a": Path("/z/a"), "b": Path("x/b.mp4")}
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        (["a.mp4", "x/a.mp4"], {"x_a": "x/a.mp4", "y_a": "a.mp4"}),  # a path comes before a file name, in any order
+        (["x/a.mp4", "a.mp4"], {"x_a": "x/a.mp4", "y_a": "a.mp4"}),
+        (["a.mp4", "x_a"], {"x_a": "x_a", "y_a": "a.mp4"}),  # so does a name
+        (["y_a", "y/../y/a.mp4"], {"y_a": "y/../y/a.mp4"}),
+        (["a.mp4", "*.mp4"], {"x_a": "a.mp4", "y_a": "a.mp4"}),
+        (["a", "/z/a"], {"a": "/z/a"}),
+        (["b.mp4", "b"], {"b": "b"}),
+    ],
+)
+def test_a_video_goes_by_its_path_else_its_name_else_its_file_name(tmp_path, monkeypatch, keys, expected):
+    monkeypatch.chdir(tmp_path)
+    assert match_keys(keys, VIDEOS, Path(".")) == expected
+
+
+def test_a_key_that_is_the_path_of_a_video_means_no_other_one_of_that_file_name(tmp_path):
+    videos = {"x_a": tmp_path / "a.mp4", "y_a": tmp_path / "y" / "a.mp4"}
+    assert match_keys(["a.mp4"], videos, tmp_path) == {"x_a": "a.mp4"}
+    with pytest.raises(ValueError, match="'a.mp4' and '.*/a.mp4' are the same video: say once what is to be"):
+        match_keys(["a.mp4", str(tmp_path / "a.mp4")], videos, tmp_path)
+
+
+def test_keys_that_fit_no_video_or_several_are_warned_of(tmp_path):
+    box = [{"box": [0, 0, 1, 1]}]
+    videos = {name: tmp_path / path for name, path in VIDEOS.items()}
+    file = prompt_file(tmp_path, {"a": box, "bb": box, "*": box})
+    assert file.of_videos(videos).warnings == [f"{file.path}: no video goes by 'bb'"]
+    file = prompt_file(tmp_path, {"a.mp4": box, **{str(i): box for i in range(7)}})
+    assert file.of_videos(videos).warnings == [
+        f"{file.path}: no video goes by '0', '1', '2', '3', '4' and 2 more",
+        f"{file.path}: 2 videos go by 'a.mp4' and get the same prompts",
+    ]
 
 
 def test_an_entry_says_what_the_options_say_and_masks_lie_beside_the_file(tmp_path):
@@ -125,7 +175,8 @@ def test_an_entry_says_what_the_options_say_and_masks_lie_beside_the_file(tmp_pa
         {"points": [[5, 6]]},
         {"id": 0, "mask": "m/x.png"},
     ]
-    assert prompt_file(tmp_path, {"a": entries}).drafts(tmp_path / "a.mp4", "a") == [
+    drafts = prompt_file(tmp_path, {"a": entries}).of_videos({"a": tmp_path / "a.mp4"}).drafts
+    assert drafts["a"] == [
         Draft(7, 2, (1.0, 2.0, 3.0, 4.0), ((5.0, 6.0), (7.0, 8.5)), (1, 0)),
         Draft(None, 0, points=((5.0, 6.0),), labels=(1,)),
         Draft(0, 0, mask=tmp_path / "m" / "x.png"),
