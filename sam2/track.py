@@ -72,9 +72,9 @@ stopping and resuming:
   Every file appears at once or not at all. After a kill the same command with --resume does what is not done and comes
   to the results of a run that was never stopped. A video that was begun goes on from the last --save-every, once all
   objects were prompted. Results of other prompts or settings, or of a video that was changed since, are refused. With
-  --resume another --format is written without tracking anew; without it results are replaced. A video that fails stops
-  no other: it is reported at the end, and the exit status is 1. So does one that another run is writing to the same
-  folder.
+  --resume another --format or --fps is written without tracking anew; without it results are replaced. A video that
+  fails, as one does that another run is writing to the same folder, stops no other: it is reported at the end, and the
+  exit status is 1.
 
 several processes (torchrun, on one node or many that share --output):
   The videos are shared out by length; each process tracks its own, on the GPU of its LOCAL_RANK, and talks to no
@@ -145,7 +145,7 @@ def run(args: argparse.Namespace) -> Outcome:
     failures = [*own, *track_runs.read_failures(folder, [name for name in names if name not in mine])]
     failed = {failure.name for failure in failures}
     others = [track_runs.ClipFolder(folder, clips[name], ()) for name in names if name not in {*mine, *failed}]
-    to_come = [other.clip.name for other in others if other.missing(args.format)]
+    to_come = [other.clip.name for other in others if other.missing(args.format, args.fps)]
     return Outcome(folder.summarise(names), own, failures, to_come)
 
 
@@ -266,7 +266,10 @@ def add_result_options(parser: argparse.ArgumentParser) -> None:
     add("--format", nargs="+", choices=FORMATS, default=["png"], help="exports beside results.json (default: png)")
     add("--fps", type=float, help="of an mp4 (default: the video's own, 24 for pictures)")
     add("--resume", action="store_true", help="keep what is there, if its prompts and settings are the same")
-    add("--save-every", type=float, default=60, metavar="SECONDS", help="what a kill may cost (default: 60)")
+    add(
+        "--save-every", type=float, default=60, metavar="SECONDS",
+        help="what a kill may cost (default: 60; more where saving would take over 5 %% of the time)",
+    )  # fmt: skip
     add("--verbose", action="store_true", help="log skipped frames, and where failures come from")
 
 

@@ -16,23 +16,26 @@ The results of a run are a folder (`RunFolder`), with a folder per video:
 from __future__ import annotations
 
 import functools
+import contextlib
 import glob
 import hashlib
 import json
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sam2.exports import frame_rate
 from sam2.frame_skipping import SKIPPED, FrameDecision
 from sam2.results import FrameResult
 from sam2.track_prompts import Prompt, apply
 from sam2.utils.davis import is_label_map, list_pictures, natural_key, object_folders
 from sam2.utils.files import write_text
 from sam2.utils.video_file import estimated_length
-from sam2.utils.video_io import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from sam2.utils.video_io import IMAGE_SUFFIXES, VIDEO_SUFFIXES, open_source
 from sam2.utils.video_writer import require_h264
 from sam2.video_results import VideoResults
 from sam2.vos_records import RunFolder
@@ -48,6 +51,9 @@ EXPORTS = {
     "json": "results.json",
 }
 """Where the exports of a video are in its folder, by format."""
+
+SAVE_SPACING = 20
+"""How many times as long as a save takes is tracked before the next one."""
 
 _UNFINISHED = ("partial.json", "session.pt", "failure.json")
 
@@ -269,16 +275,19 @@ class ClipFolder:
         """The results, where the video was tracked to its end."""
         return VideoResults.load(self.path / EXPORTS["json"]) if self.is_tracked else None
 
-    def missing(self, formats: Sequence[str]) -> list[str]:
-        """The formats that are not there; all of them where the video is not finished."""
+    def missing(self, formats: Sequence[str], fps: float | None) -> list[str]:
+        """The formats that are not there, or not at this rate; all of them where the video is not finished."""
         if not (self.is_tracked and self.run.is_done(self.clip.name)):
             return list(formats)
-        return [each for each in formats if not self._has(each)]
+        return [each for each in formats if not self._has(each, fps)]
 
-    def _has(self, format: str) -> bool:
+    def _has(self, format: str, fps: float | None) -> bool:
         if format == "png":
             return any(self.path.glob("[!.]*.png")) or any(self.path.glob("*/[!.]*.png"))
-        return (self.path / EXPORTS[format]).exists()
+        path = self.path / EXPORTS[format]
+        if format == "mp4" and path.exists():
+            return math.isclose(_rate(path), fps or _rate(self.clip.path), rel_tol=0.01)
+        return path.exists()
 
     def export(self, results: VideoResults, formats: Sequence[str], fps: float | None) -> list[str]:
         """Write the results in these formats; returns what went wrong, a line per format, after trying all of them."""
@@ -298,6 +307,15 @@ class ClipFolder:
         self.run.finish(self.clip.name, results.decisions, results.about["seconds"])
 
 
+def _rate(video: Path) -> float:
+    """Frames per second of a video; 0 where it cannot be read."""
+    try:
+        with contextlib.closing(open_source(video)) as source:
+            return frame_rate(source)
+    except (OSError, ValueError):
+        return 0.0
+
+
 # The work
 
 OnFrame = Callable[[FrameDecision], None]
@@ -307,7 +325,7 @@ class Work(NamedTuple):
     """What all videos of a run share.
 
     predictor: builds it, or returns the one that was built.
-    save_every: seconds of work that a kill may cost; a session is saved so often.
+    save_every: seconds of work that a kill may cost; a session is saved so often, see `is_save_due`.
     """
 
     predictor: Callable[[], Any]
@@ -335,7 +353,7 @@ def _do_locked(folder: ClipFolder, work: Work) -> list[str]:
     results = folder.load() if work.resume else None
     if results is not None:
         folder.check(results)
-    missing = folder.missing(work.formats) if work.resume else work.formats
+    missing = folder.missing(work.formats, work.fps) if work.resume else work.formats
     if not missing:
         return []
     if results is None:
@@ -354,6 +372,7 @@ def track_clip(folder: ClipFolder, work: Work) -> VideoResults:
     predictor = work.predictor()
     predictor.skipping = folder.run.options
     start = last_save = time.perf_counter()
+    save_took = 0.0
     earlier = folder.load_session(predictor) if work.resume else None
     state, results = start_session(folder, predictor) if earlier is None else earlier
     spent = results.about.get("seconds", 0.0)
@@ -365,9 +384,10 @@ def track_clip(folder: ClipFolder, work: Work) -> VideoResults:
             work.on_frame(result.decision)
             now = time.perf_counter()
             results.about["seconds"] = spent + now - start
-            if now - last_save >= work.save_every and can_go_on(folder, result.decision):
+            if is_save_due(now - last_save, work.save_every, save_took) and can_go_on(folder, result.decision):
                 folder.save_session(predictor, state, results)
                 last_save = time.perf_counter()
+                save_took = last_save - now
     except BaseException:
         if results.stored:
             results.save(folder.path / "partial.json", "json")
@@ -402,6 +422,15 @@ def answers(predictor: Any, state: Any, results: VideoResults, direction: str) -
     if not state.frames.has(following):
         return iter(())
     return predictor.propagate_results(state, following, progress=False)
+
+
+def is_save_due(elapsed: float, save_every: float, save_took: float) -> bool:
+    """Whether to save a session again, `elapsed` seconds after the last save, which took `save_took` seconds.
+
+    Each save writes all there is, and takes longer than the one before: so that a long video is not spent on saving, it
+    is given a twentieth of the time.
+    """
+    return elapsed >= max(save_every, SAVE_SPACING * save_took)
 
 
 def can_go_on(folder: ClipFolder, decision: FrameDecision) -> bool:

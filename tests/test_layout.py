@@ -39,8 +39,8 @@ ALLOWED = {  # a module, or a folder of them -> the parts of the package that it
     "sam2/command_line.py": {"sam2.frame_skipping"},
     "sam2/track_prompts.py": {"sam2.utils"},
     "sam2/track_runs.py": {
-        "sam2.frame_skipping", "sam2.results", "sam2.video_results", "sam2.vos_records", "sam2.track_prompts",
-        "sam2.utils",
+        "sam2.frame_skipping", "sam2.results", "sam2.video_results", "sam2.exports", "sam2.vos_records",
+        "sam2.track_prompts", "sam2.utils",
     },
     "sam2/track.py": {
         "sam2.frame_skipping", "sam2.sam2_video_predictor", "sam2.build_sam", "sam2.vos_records", "sam2.vos_runs",

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sam2 import build_sam, exports, track
+from sam2 import build_sam, exports, track, track_runs
 from sam2.frame_skipping import SKIPPED, SkipOptions
 from sam2.utils.davis import merge_masks, read_label_map, write_label_map
 from sam2.utils.drawn_clips import draw_clip
@@ -293,6 +293,30 @@ def test_another_format_is_written_without_tracking_anew(videos, built, tmp_path
     assert read_json(tmp_path, "two", "sequence.json")["seconds"] == seconds
 
 
+def test_an_overlay_of_another_rate_is_written_anew(videos, built, tmp_path, monkeypatch):
+    pytest.importorskip("av")
+    overlay, written = tmp_path / "two" / "overlay.mp4", []
+    for options in ([], ["--fps", "10"], ["--fps", "10"], ["--fps", "0.5"], ["--fps", "0.5"], []):
+        resume = ["--resume"] if overlay.exists() else []
+        before = overlay.stat().st_mtime_ns if resume else 0
+        assert run(videos, tmp_path, "--format", "mp4", *options, *resume, names=["two"]) == 0
+        written.append((exports.declared_rate(overlay), overlay.stat().st_mtime_ns > before))
+    assert written == [(24, True), (10, True), (10, False), (0.5, True), (0.5, False), (24, True)]
+    assert len(built) == 1
+
+
+def test_the_next_save_waits_as_the_last_one_took_long(videos, built, tmp_path, monkeypatch):
+    saved = []
+
+    def slow_save(folder, predictor, state, results):
+        saved.append(max(results.stored))
+        time.sleep(0.5)
+
+    monkeypatch.setattr(track_runs.ClipFolder, "save_session", slow_save)
+    assert run(videos, tmp_path, "--save-every", "0", names=["long"]) == 0
+    assert saved == [0]
+
+
 def test_without_resume_everything_is_tracked_again(videos, built, tmp_path):
     for threshold in ("0.1", "0.2"):
         assert run(videos, tmp_path, "--threshold", threshold, names=["two"]) == 0
@@ -430,6 +454,7 @@ def test_a_video_that_was_interrupted_comes_to_the_same_results(
 
     with monkeypatch.context() as patch:
         patch.setattr(track.Progress, "count", count_and_stop)
+        patch.setattr(track_runs, "SAVE_SPACING", 0)
         assert run(videos, tmp_path / "two", *options, "--save-every", "0", names=["long"]) == 130
     assert list(VideoResults.load(tmp_path / "two" / "long" / "partial.json")) == [0, 1, 2, 3, 4]
 

@@ -9,7 +9,7 @@ from clip_files import drawn_clip, write_encoded
 from PIL import Image
 
 from sam2.frame_skipping import SkipOptions
-from sam2.track_runs import Clip, ClipFolder, check_output, declared_length, files_sha256, find_clips
+from sam2.track_runs import Clip, ClipFolder, check_output, declared_length, files_sha256, find_clips, is_save_due
 from sam2.utils.davis import write_label_map
 from sam2.utils.decoders import OpenCvDecoder
 from sam2.utils.video_io import VideoWriter
@@ -142,3 +142,11 @@ def test_clearing_removes_what_a_run_left_and_nothing_else(videos):
     assert sorted(path.relative_to(folder.path).as_posix() for path in folder.path.rglob("*")) == [
         "002", kept[0], kept[1], "masks", kept[2],
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("elapsed", "save_took", "is_due"),
+    [(59, 0, False), (60, 0, True), (60, 3, True), (60, 4, False), (79, 4, False), (80, 4, True)],
+)
+def test_saving_takes_a_twentieth_of_the_time_at_most(elapsed, save_took, is_due):
+    assert is_save_due(elapsed, 60, save_took) == is_due
