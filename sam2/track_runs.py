@@ -15,8 +15,8 @@ The results of a run are a folder (`RunFolder`), with a folder per video:
 
 from __future__ import annotations
 
-import functools
 import contextlib
+import functools
 import glob
 import hashlib
 import json

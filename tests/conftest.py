@@ -14,6 +14,8 @@ import torch
 # thread, and on a busy machine threads that wait for each other take ten times as long.
 torch.set_num_threads(1)
 
+pytest.register_assert_rewrite("tracked_videos")  # its fixtures assert, and tests import it before pytest does
+
 PROJECT = Path(__file__).resolve().parents[1]
 
 
