@@ -228,7 +228,7 @@ class SAM2AutomaticMaskGenerator:
         """
         logits, ious = self._refine(points, point_labels, low_res_masks, points_per_batch)
         predictor = self.predictor
-        return predictor._transforms.postprocess_masks(logits, predictor._orig_hw[-1]), ious
+        return predictor._transforms.postprocess_masks(logits, predictor._require_sizes()[-1]), ious
 
     @staticmethod
     def postprocess_small_regions(mask_data: MaskData, min_area: int, nms_thresh: float) -> MaskData:

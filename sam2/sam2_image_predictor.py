@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,19 +24,6 @@ logger = logging.getLogger(__name__)
 LOGIT_LIMIT = 32.0  # low-res logits are handed out within +-32, the range a mask prompt may have
 
 Masks = tuple[np.ndarray, np.ndarray, np.ndarray]
-
-
-@dataclass(frozen=True)
-class ImageFeatures:
-    """What the network reads of the images that are set. Reads like upstream's dict as well."""
-
-    image_embed: Tensor  # (images, C, S / 16, S / 16)
-    high_res_feats: list[Tensor]  # (images, C_i, S / 4, S / 4) and (images, C_i, S / 8, S / 8), or none
-
-    def __getitem__(self, name: str) -> Any:
-        if name not in ("image_embed", "high_res_feats"):
-            raise KeyError(name)
-        return getattr(self, name)
 
 
 class Prompts(NamedTuple):
@@ -78,9 +64,14 @@ class SAM2ImagePredictor:
         self.model = sam_model
         self.mask_threshold = mask_threshold
         self._transforms = SAM2Transforms(sam_model.image_size, mask_threshold, max_hole_area, max_sprinkle_area)
-        self._features: ImageFeatures | None = None
-        self._orig_hw: list[tuple[int, int]] = []  # (H, W) of each image
+        # Plain attributes under upstream's names: embeddings that were kept or made elsewhere are set through them.
+        self._is_image_set = False
+        # "image_embed" (images, C, S / 16, S / 16) and "high_res_feats", a list of (images, C_i, S / 4, S / 4) and
+        # (images, C_i, S / 8, S / 8), or of none.
+        self._features: dict[str, Any] | None = None
+        self._orig_hw: list[tuple[int, int]] | None = None  # (H, W) of each image
         self._is_batch = False
+        self._bb_feat_sizes = [(sam_model.image_size // stride,) * 2 for stride in (4, 8, 16)]  # of these maps
 
     @classmethod
     def from_pretrained(cls, model_id: str, **kwargs: Any) -> SAM2ImagePredictor:
@@ -143,9 +134,9 @@ class SAM2ImagePredictor:
             *high_res, embedding = maps
             if model.directly_add_no_mem_embed:
                 embedding = embedding + model.no_mem_embed.view(1, -1, 1, 1)
-        self._features = ImageFeatures(embedding, high_res)
+        self._features = {"image_embed": embedding, "high_res_feats": high_res}
         self._orig_hw = [image.shape[:2] for image in images]
-        self._is_batch = is_batch
+        self._is_image_set, self._is_batch = True, is_batch
         logger.info("Encoded %d image(s)", len(images))
 
     def get_image_embedding(self) -> Tensor:
@@ -154,22 +145,22 @@ class SAM2ImagePredictor:
         Raises:
             RuntimeError: no image is set.
         """
-        return self._require_features().image_embed
+        return self._require_features()["image_embed"]
 
     def reset_predictor(self) -> None:
         """Forget the images."""
-        self._features = None
-        self._orig_hw = []
-        self._is_batch = False
+        self._is_image_set = self._is_batch = False
+        self._features = self._orig_hw = None
 
-    @property
-    def _is_image_set(self) -> bool:
-        return self._features is not None
-
-    def _require_features(self) -> ImageFeatures:
-        if self._features is None:
+    def _require_features(self) -> dict[str, Any]:
+        if not self._is_image_set or self._features is None:
             raise RuntimeError("no image is set: call set_image or set_image_batch first")
         return self._features
+
+    def _require_sizes(self) -> list[tuple[int, int]]:
+        if self._orig_hw is None:
+            raise RuntimeError("the image's size is not known: set _orig_hw to [(height, width)] with the embedding")
+        return self._orig_hw
 
     # Predictions
 
@@ -235,7 +226,7 @@ class SAM2ImagePredictor:
         return masks, ious, low_res_masks
 
     def _per_image(self, name: str, values: Sequence[Any] | None) -> Sequence[Any]:
-        count = len(self._orig_hw)
+        count = len(self._require_sizes())
         if values is None:
             return [None] * count
         if len(values) != count:
@@ -247,11 +238,11 @@ class SAM2ImagePredictor:
         img_idx: int = -1,
     ) -> Prompts:  # fmt: skip
         """Check a user's prompts and bring them to the network's device and coordinates."""
-        image_hw = self._orig_hw[img_idx]
+        image_hw = self._require_sizes()[img_idx]
         units_hw = image_hw if normalize_coords else (1, 1)
         points = read_point_batch(point_coords, point_labels)
         corners = None if box is None else read_boxes(box, *units_hw)
-        side = 4 * self._require_features().image_embed.shape[-1]
+        side = 4 * self._require_features()["image_embed"].shape[-1]
         mask_input = None if mask_logits is None else read_mask_input(mask_logits, side)
         counts = {
             "point_coords": None if points is None else len(points[0]),
@@ -284,7 +275,7 @@ class SAM2ImagePredictor:
     ) -> Prediction:  # fmt: skip
         """`predict` on tensors that are already checked and in pixels of the network's input (see `Prompts`)."""
         low_res_masks, ious = self.decode(point_coords, point_labels, boxes, mask_input, multimask_output, img_idx)
-        masks = self._transforms.postprocess_masks(low_res_masks, self._orig_hw[img_idx])
+        masks = self._transforms.postprocess_masks(low_res_masks, self._require_sizes()[img_idx])
         if not return_logits:
             masks = masks > self.mask_threshold
         return Prediction(masks, ious, low_res_masks.clamp(-LOGIT_LIMIT, LOGIT_LIMIT))
@@ -307,13 +298,13 @@ class SAM2ImagePredictor:
                 points=join_boxes_and_points(boxes, point_coords, point_labels), boxes=None, masks=mask_input
             )
             decoded = decoder(
-                image_embeddings=features.image_embed[image],
+                image_embeddings=features["image_embed"][image],
                 image_pe=encoder.get_dense_pe(),
                 sparse_prompt_embeddings=sparse,
                 dense_prompt_embeddings=dense,
                 multimask_output=multimask_output,
                 repeat_image=len(sparse) > 1,
-                high_res_features=[level[image] for level in features.high_res_feats] or None,
+                high_res_features=[level[image] for level in features["high_res_feats"]] or None,
             )
         return decoded.masks.float(), decoded.ious.float()
 

@@ -1,5 +1,6 @@
 """The image predictor: recorded answers of the original, and the small model for everything else."""
 
+import copy
 import json
 from typing import Any
 
@@ -353,7 +354,29 @@ def test_unknown_keywords_are_refused(model):
         SAM2ImagePredictor.from_pretrained(str(packaged_file("checkpoints", "sam2.1_hiera_nano.pt")), max_hole=3)
 
 
-# What fine-tuning scripts read
+# What fine-tuning scripts, labelling tools and exporters read and set
+
+
+def test_embeddings_that_were_kept_answer_in_another_predictor_as_where_they_were_made(predictor, model):
+    features = predictor._features
+    assert list(features.keys()) == ["image_embed", "high_res_feats"]
+    sizes = [tuple(level.shape[-2:]) for level in (*features["high_res_feats"], features["image_embed"])]
+    assert predictor._bb_feat_sizes == sizes == [(64, 64), (32, 32), (16, 16)]
+
+    other = SAM2ImagePredictor(model)
+    assert not other._is_image_set and other._orig_hw is None
+    other._features = {name: copy.deepcopy(value) for name, value in features.items()}
+    with pytest.raises(RuntimeError, match="no image is set"):
+        other.predict(**CLICK)
+    other._is_image_set = True
+    with pytest.raises(RuntimeError, match="set _orig_hw"):
+        other.predict(**CLICK)
+    other._orig_hw = [(HEIGHT, WIDTH)]
+    for found, wanted in zip(other.predict(**CLICK), predictor.predict(**CLICK), strict=True):
+        assert np.array_equal(found, wanted)
+
+    other.reset_predictor()
+    assert (other._is_image_set, other._is_batch, other._features, other._orig_hw) == (False, False, None, None)
 
 
 def test_features_and_prompts_read_as_upstreams_do_and_carry_gradients_to_the_decoder(predictor):
@@ -375,5 +398,3 @@ def test_features_and_prompts_read_as_upstreams_do_and_carry_gradients_to_the_de
     )[0]
     masks = predictor._transforms.postprocess_masks(low_res_masks, predictor._orig_hw[-1])
     assert masks.shape == (1, 3, HEIGHT, WIDTH) and masks.requires_grad
-    with pytest.raises(KeyError):
-        features["something"]
