@@ -146,7 +146,7 @@ def _private_copy(state: VideoState) -> VideoState:
     It keeps all it finds, for the slice is played through with it.
     """
     tracks = {obj_id: _copy_track(track) for obj_id, track in state.objects.items()}
-    return dataclasses.replace(state, objects=tracks, features=None, decision_of={}, paused=None, keep="all")
+    return dataclasses.replace(state, objects=tracks, features={}, decision_of={}, paused=None, keep="all")
 
 
 def _copy_track(track: ObjectTrack) -> ObjectTrack:

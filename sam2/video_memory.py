@@ -8,13 +8,13 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sam2.modeling.outputs import FrameOutput
+from sam2.modeling.outputs import STORED_NAMES, FrameOutput, ReadsAsDict
 
 LEVELS_PER_UNIT = 6  # of asinh(2 logit): fine at the edge of a mask, coarse away from it
 LARGEST_LEVEL = 21  # stands for all logits beyond 7.6, which are far from the edge: only their side is kept
@@ -103,12 +103,13 @@ class Shelf:
 
 
 @dataclass(frozen=True, slots=True)
-class FadedOutput:
+class FadedOutput(ReadsAsDict):
     """A tracked frame whose memory map is gone. Its object pointer is the exact one.
 
     Reads like a `FrameOutput` that was not written to memory.
     """
 
+    names: ClassVar[tuple[str, ...]] = STORED_NAMES
     packed: PackedMask
     pointer: PointerRow
     object_score: float  # logit
@@ -146,12 +147,6 @@ class FadedOutput:
     def ious(self) -> Tensor:
         """(1, 1) predicted IoU."""
         return torch.full((1, 1), self.predicted_iou)
-
-    def __getitem__(self, name: str) -> object:
-        try:
-            return getattr(self, name)
-        except AttributeError:
-            raise KeyError(name) from None
 
 
 def _scores(output: FrameOutput) -> Tensor:

@@ -7,18 +7,20 @@ upstream: non-conditioning), and *pending* until the next propagation writes it 
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import operator
 from collections import ChainMap
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sam2.frame_skipping import FrameDecision, SkipOptions, decision_table
 from sam2.modeling.memory_bank import MemoryBank
-from sam2.modeling.outputs import FrameFeatures, FrameOutput, PointInputs
+from sam2.modeling.outputs import STORED_NAMES, FrameFeatures, FrameOutput, PointInputs, ReadsAsDict
+from sam2.state_views import NOT_WRITABLE, UPSTREAM_NAMES
 from sam2.utils.change_detection import GateFrame
 from sam2.utils.frame_loader import FrameLoader
 from sam2.utils.skip_gate import GateMemo
@@ -30,17 +32,38 @@ Keep = Literal["window", "all"]
 Corrections = Literal["tracked", "sticky"]
 
 
-class CarriedMask(NamedTuple):
-    """One object's masks on a skipped frame."""
+@dataclass(frozen=True, slots=True)
+class CarriedMask(ReadsAsDict):
+    """One object's masks on a skipped frame. Reads like a `FrameOutput` without a pointer, and without memory."""
 
+    names: ClassVar[tuple[str, ...]] = STORED_NAMES
     masks: Tensor | PackedMask  # low-res logits (1, 1, h, w)
     object_score: float  # logit, of the key frame they come from
     predicted_iou: float  # likewise
+
+    obj_ptr = None
+    maskmem_features = None
+    maskmem_pos_enc = None
 
     @property
     def logits(self) -> Tensor:
         """(1, 1, h, w)."""
         return unpack_mask(self.masks) if isinstance(self.masks, PackedMask) else self.masks
+
+    @property
+    def pred_masks(self) -> Tensor:
+        """`logits`."""
+        return self.logits
+
+    @property
+    def object_score_logits(self) -> Tensor:
+        """(1, 1), of the key frame: above 0 where the object is in the frame."""
+        return torch.full((1, 1), self.object_score)
+
+    @property
+    def ious(self) -> Tensor:
+        """(1, 1) predicted IoU, of the key frame."""
+        return torch.full((1, 1), self.predicted_iou)
 
 
 @dataclass
@@ -154,7 +177,7 @@ def fade(tracks: Sequence[ObjectTrack], position: int, reach: int) -> None:
         masks = [track.carried.pop(t) for track, t in carried]
         packed = pack_masks(torch.cat([each.logits for each in masks]))
         for (track, t), before, after in zip(carried, masks, packed, strict=True):
-            track.faded_carried[t] = before._replace(masks=track.shelf.keep_mask(after))
+            track.faded_carried[t] = dataclasses.replace(before, masks=track.shelf.keep_mask(after))
 
 
 def _distance(frame_idx: int, anchors: list[int]) -> int:
@@ -174,10 +197,11 @@ class PausedRun(NamedTuple):
 
 
 @dataclass(eq=False)
-class VideoState(Mapping[str, Any]):
+class VideoState(MutableMapping[str, Any]):
     """A video session: the frames, and the objects in the order they were added, which is their order in every answer.
 
     Reads like upstream's `inference_state` dict too: `state["video_height"]`, `state["obj_ids"]` and its other names.
+    Frames can be deleted from what it shows of an object, and names that upstream does not have are the user's to set.
     """
 
     frames: FrameLoader
@@ -188,11 +212,12 @@ class VideoState(Mapping[str, Any]):
     keep: Keep = "window"  # "window" packs what memory no longer reaches
     corrections: Corrections = "tracked"  # "sticky": a corrected frame counts as prompted from then on
     objects: dict[ObjectId, ObjectTrack] = field(default_factory=dict)
-    features: tuple[int, FrameFeatures] | None = None  # of the frame that was encoded last
+    features: dict[int, FrameFeatures] = field(default_factory=dict)  # of the frame that was encoded last, by index
     memory_position: Tensor | None = None  # (1, mem_dim, h, w) position encoding that all memory maps share
     decision_of: dict[int, FrameDecision] = field(default_factory=dict)  # the last one on each frame
     paused: PausedRun | None = None
     is_closed: bool = False
+    notes: dict[str, Any] = field(default_factory=dict)  # what the user keeps here under names of their own
 
     @property
     def decisions(self) -> list[FrameDecision]:
@@ -250,7 +275,8 @@ class VideoState(Mapping[str, Any]):
         self.frames.close()
         self.objects.clear()
         self.decision_of.clear()
-        self.features = self.memory_position = self.paused = None
+        self.features.clear()
+        self.memory_position = self.paused = None
 
     def check_open(self) -> None:
         """Raises ValueError if the session was closed."""
@@ -269,54 +295,28 @@ class VideoState(Mapping[str, Any]):
         return index
 
     def __getitem__(self, name: str) -> Any:
-        if name not in _UPSTREAM_NAMES:
-            raise KeyError(f"{name!r} is not part of the session state; it has {', '.join(_UPSTREAM_NAMES)}")
-        return _UPSTREAM_NAMES[name](self)
+        if name in UPSTREAM_NAMES:
+            return UPSTREAM_NAMES[name](self)
+        if name not in self.notes:
+            raise KeyError(f"{name!r} is not part of the session state; it has {', '.join(self)}")
+        return self.notes[name]
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if name == "cached_features":
+            self.features.clear()
+            self[name].update(value)
+        elif name in UPSTREAM_NAMES:
+            raise TypeError(f"{name!r}: {NOT_WRITABLE}")
+        else:
+            self.notes[name] = value
+
+    def __delitem__(self, name: str) -> None:
+        if name in UPSTREAM_NAMES:
+            raise TypeError(f"{name!r}: {NOT_WRITABLE}")
+        del self.notes[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(_UPSTREAM_NAMES)
+        return iter((*UPSTREAM_NAMES, *self.notes))
 
     def __len__(self) -> int:
-        return len(_UPSTREAM_NAMES)
-
-
-def _per_object(state: VideoState, read: Any) -> dict[int, Any]:
-    return {index: read(track) for index, track in enumerate(state.objects.values())}
-
-
-_UPSTREAM_NAMES = {
-    "images": lambda s: s.frames,
-    "num_frames": lambda s: s.num_frames,
-    "offload_video_to_cpu": lambda s: s.offload_video_to_cpu,
-    "offload_state_to_cpu": lambda s: s.offload_state_to_cpu,
-    "video_height": lambda s: s.video_height,
-    "video_width": lambda s: s.video_width,
-    "device": lambda s: s.device,
-    "storage_device": lambda s: s.storage_device,
-    "obj_ids": lambda s: s.obj_ids,
-    "obj_id_to_idx": lambda s: {obj_id: i for i, obj_id in enumerate(s.objects)},
-    "obj_idx_to_id": lambda s: dict(enumerate(s.objects)),
-    "point_inputs_per_obj": lambda s: _per_object(
-        s, lambda track: {t: points._asdict() for t, points in track.points.items()}
-    ),
-    "mask_inputs_per_obj": lambda s: _per_object(s, lambda track: dict(track.masks)),
-    "output_dict_per_obj": lambda s: _per_object(
-        s,
-        lambda track: {
-            "cond_frame_outputs": track.prompted,
-            "non_cond_frame_outputs": {**track.faded, **track.propagated},
-        },
-    ),
-    "temp_output_dict_per_obj": lambda s: _per_object(
-        s,
-        lambda track: {
-            "cond_frame_outputs": track.pending_prompted,
-            "non_cond_frame_outputs": track.pending_propagated,
-        },
-    ),
-    "frames_tracked_per_obj": lambda s: _per_object(
-        s, lambda track: {t: {"reverse": reverse} for t, reverse in track.tracked.items()}
-    ),
-    "cached_features": lambda s: {} if s.features is None else {s.features[0]: s.features[1]},
-    "constants": lambda s: {},
-}
+        return len(UPSTREAM_NAMES) + len(self.notes)

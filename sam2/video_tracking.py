@@ -225,11 +225,11 @@ class VideoTracker(SAM2Base):
 
     def _features(self, state: VideoState, frame_idx: int) -> FrameFeatures:
         """The encoder's maps of a frame; those of the last frame are kept, for all objects and repeated prompts."""
-        if state.features is None or state.features[0] != frame_idx:
-            state.features = None  # free the old maps before making new ones
+        if frame_idx not in state.features:
+            state.features.clear()  # free the old maps before making new ones
             image = state.frames[frame_idx].to(state.device, torch.float32)
-            state.features = (frame_idx, self.encode_image(image[None]))
-        return state.features[1]
+            state.features[frame_idx] = self.encode_image(image[None])
+        return state.features[frame_idx]
 
 
 def resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:

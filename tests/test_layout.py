@@ -13,7 +13,10 @@ ALLOWED = {  # a module, or a folder of them -> the parts of the package that it
     "sam2/utils": {"sam2.utils"},
     "sam2/frame_skipping.py": {"sam2.utils"},
     "sam2/video_memory.py": {"sam2.modeling"},
-    "sam2/video_state.py": {"sam2.modeling", "sam2.utils", "sam2.frame_skipping", "sam2.video_memory"},
+    "sam2/state_views.py": {"sam2.modeling", "sam2.video_state"},
+    "sam2/video_state.py": {
+        "sam2.modeling", "sam2.utils", "sam2.frame_skipping", "sam2.video_memory", "sam2.state_views",
+    },
     "sam2/video_tracking.py": {"sam2.modeling", "sam2.utils", "sam2.video_state"},
     "sam2/video_propagation.py": {
         "sam2.modeling", "sam2.utils", "sam2.frame_skipping", "sam2.video_memory", "sam2.video_state",
@@ -62,6 +65,7 @@ ALLOWED = {  # a module, or a folder of them -> the parts of the package that it
 LAZY_ONLY = {  # imported inside functions, where the layer below reaches up for one convenience
     "sam2/modeling": {"sam2.utils.misc", "sam2.build_sam"},
     "sam2/sam2_video_predictor.py": {"sam2.build_sam", "sam2.calibration", "sam2.streaming", "sam2.state_file"},
+    "sam2/state_views.py": {"sam2.video_state"},
     "sam2/state_file.py": {"sam2.sam2_video_predictor"},
     "sam2/streaming.py": {"sam2.sam2_video_predictor"},
     "sam2/video_results.py": {"sam2.exports"},

@@ -324,7 +324,7 @@ def test_a_closed_session_frees_what_it_held_and_refuses_further_use(predictor, 
         track(predictor, state, max_frame_num_to_track=2)
         loop = predictor.propagate_in_video(state, progress=False)
         next(loop)
-    assert not state.objects and state.features is None and not state.decisions
+    assert not state.objects and not state.features and not state.decisions
     uses = (
         lambda: next(loop),
         lambda: predictor.add_new_mask(state, 0, 1, np.ones((HEIGHT, WIDTH))),

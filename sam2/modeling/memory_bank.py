@@ -113,7 +113,9 @@ def select_memory(bank: MemoryBank, frame_idx: int, reverse: bool, num_frames: i
     prompted, others = select_closest_cond_frames(frame_idx, bank.prompted, rules.max_prompted)
 
     def tracked(t: int) -> MemoryFrame | None:
-        return bank.propagated.get(t, others.get(t))
+        output = bank.propagated.get(t, others.get(t))
+        # A session read under upstream's names shows skipped frames too, which are not to be remembered.
+        return None if output is None or output.obj_ptr is None else output
 
     maps = [Remembered(0, output, t) for t, output in prompted.items()]
     for slot, t in memory_frames(frame_idx, rules.num_maskmem, rules.stride, reverse):

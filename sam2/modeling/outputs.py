@@ -5,8 +5,9 @@ Shapes: B objects, C channels, M masks, S the network's input size, h = w = S / 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -68,13 +69,32 @@ class FrameRequest(NamedTuple):
     previous_logits: Tensor | None = None  # (B, 1, 4h, 4w), the answer that the points refine
 
 
+class ReadsAsDict(Mapping[str, Any]):
+    """A record that is read like upstream's dicts as well: `output["obj_ptr"]`, `"obj_ptr" in output`, `.items()`."""
+
+    __slots__ = ()
+    names: ClassVar[tuple[str, ...]]  # the keys; all others of the record's attributes are not upstream's
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.names:
+            raise KeyError(name)
+        return getattr(self, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+STORED_NAMES = ("maskmem_features", "maskmem_pos_enc", "pred_masks", "obj_ptr", "object_score_logits", "ious")
+
+
 @dataclass(slots=True)
-class FrameOutput:
-    """What is kept of a tracked frame: its masks, and its memory for later frames.
+class FrameOutput(ReadsAsDict):
+    """What is kept of a tracked frame: its masks, and its memory for later frames."""
 
-    Reads like upstream's dict as well: `output["obj_ptr"]`.
-    """
-
+    names: ClassVar[tuple[str, ...]] = (*STORED_NAMES, "pred_masks_high_res", "point_inputs", "mask_inputs")
     pred_masks: Tensor  # (B, 1, 4h, 4w) logits
     obj_ptr: Tensor  # (B, C)
     object_score_logits: Tensor  # (B, 1)
@@ -85,18 +105,10 @@ class FrameOutput:
     point_inputs: PointInputs | None = None
     mask_inputs: Tensor | None = None  # (B, 1, S, S)
 
-    def __getitem__(self, name: str) -> Any:
-        if name not in _FRAME_OUTPUT_FIELDS:
-            raise KeyError(name)
-        return getattr(self, name)
-
     def __setitem__(self, name: str, value: Any) -> None:
-        if name not in _FRAME_OUTPUT_FIELDS:
+        if name not in self.names:
             raise KeyError(name)
         setattr(self, name, value)
-
-
-_FRAME_OUTPUT_FIELDS = frozenset(field.name for field in fields(FrameOutput))
 
 
 class EncodedMemory(NamedTuple):

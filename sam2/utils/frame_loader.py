@@ -130,8 +130,23 @@ class FrameLoader:
         exact = getattr(self.source, "has", None)
         return index < len(self) if exact is None else exact(index)
 
-    def __getitem__(self, index: SupportsIndex) -> Tensor:
-        """The normalised frame, float32 (3, S, S). Negative indices count from the end."""
+    @property
+    def shape(self) -> torch.Size:
+        """(T, 3, S, S), of the tensor that this can be read as; T is `len`."""
+        return torch.Size((len(self), 3, self.image_size, self.image_size))
+
+    def size(self, dim: int | None = None) -> torch.Size | int:
+        """`shape`, or one of its numbers."""
+        return self.shape if dim is None else self.shape[dim]
+
+    def __getitem__(self, index: SupportsIndex | slice) -> Tensor:
+        """The normalised frame, float32 (3, S, S), or of a slice all its frames at once, (n, 3, S, S).
+
+        Negative indices count from the end.
+        """
+        if isinstance(index, slice):
+            frames = [self[i] for i in range(*index.indices(len(self)))]
+            return torch.stack(frames) if frames else torch.empty(0, *self.shape[1:], device=self.device)
         pixels = torch.from_numpy(self.pixels(index)).to(self.device)  # moved as bytes, a quarter of the floats
         image = pixels.permute(2, 0, 1).contiguous().float()  # reordered as bytes too: three times faster
         # Divided by a tensor, not a number: CUDA multiplies by the reciprocal of a number, which rounds otherwise.

@@ -1,0 +1,150 @@
+"""Code written for upstream's package: what it reads, deletes, sets, calls and replaces of a session and a predictor.
+
+The small embedded model runs at 128 pixels.
+"""
+
+
+import pytest
+import torch
+
+from sam2.build_sam import build_sam2_video_predictor, packaged_file
+from sam2.utils.drawn_clips import draw_clip
+
+LENGTH = 12
+NANO = packaged_file("checkpoints", "sam2.1_hiera_nano.pt")
+COMPACT = {"maskmem_features", "maskmem_pos_enc", "pred_masks", "obj_ptr", "object_score_logits"}
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return draw_clip(LENGTH, 96, 128, num_objects=2, seed=8)
+
+
+@pytest.fixture
+def predictor():
+    small = ["++model.image_size=128", "++model.skip_mad_threshold=0"]
+    return build_sam2_video_predictor("nano", NANO, device="cpu", hydra_overrides_extra=small)
+
+
+def session(predictor, clip, obj_ids=(1,), **options):
+    state = predictor.init_state(list(clip.frames), **options)
+    for obj_id in obj_ids:
+        predictor.add_new_mask(state, 0, obj_id, clip.labels[0] == obj_id)
+    return state
+
+
+def track(predictor, state, **options):
+    return {t: logits for t, _, logits in predictor.propagate_in_video(state, progress=False, **options)}
+
+
+def outputs_of(state, index=0):
+    return state["output_dict_per_obj"][index]["non_cond_frame_outputs"]
+
+
+# Reading
+
+
+@pytest.mark.parametrize("keep", ["window", "all"])
+def test_every_frame_shows_its_score_in_the_loop_skipped_ones_too(predictor, clip, keep):
+    predictor.skip_mad_threshold = 1000.0
+    state = session(predictor, clip, keep=keep)
+    for t, _, logits in predictor.propagate_in_video(state, progress=False):
+        outputs = state["output_dict_per_obj"][0]
+        found = {**outputs["cond_frame_outputs"], **outputs["non_cond_frame_outputs"]}
+        assert sorted(found) == sorted(state["frames_tracked_per_obj"][0]) == list(range(t + 1))
+        assert found[t]["object_score_logits"].shape == (1, 1)
+        assert found[t]["pred_masks"].shape == (1, 1, 32, 32) and logits.shape[-2:] == (96, 128)
+    assert len(state.track(1).faded_carried) == (LENGTH - 10 if keep == "window" else 0)
+    assert all(outputs_of(state)[t]["obj_ptr"] is None for t in range(1, LENGTH)), "they are shown, never remembered"
+
+
+def test_outputs_of_all_kinds_read_like_dicts(predictor, clip):
+    state = session(predictor, clip)
+    track(predictor, state, max_frame_num_to_track=10)
+    predictor.skip_mad_threshold = 1000.0
+    track(predictor, state, start_frame_idx=10)
+    outputs = outputs_of(state)
+    assert [type(outputs[t]).__name__ for t in (5, 8, 11)] == ["FadedOutput", "FrameOutput", "CarriedMask"]
+    for output in (outputs[5], outputs[8], outputs[11]):
+        assert COMPACT <= set(output.keys()) and "obj_ptr" in output
+        assert "device" not in output and output.get("device") is None
+        assert dict(output.items())["pred_masks"].shape == output.pred_masks.shape == (1, 1, 32, 32)
+        assert len(output) == len(list(output))
+        with pytest.raises(KeyError):
+            output["device"]
+
+
+def test_images_read_like_a_tensor(predictor, clip):
+    images = session(predictor, clip)["images"]
+    assert images.shape == (LENGTH, 3, 128, 128) and images.size() == images.shape and images.size(0) == LENGTH
+    assert torch.equal(images[2:4], torch.stack([images[2], images[3]])) and images[-1:].shape == (1, 3, 128, 128)
+    assert images[5:5].shape == (0, 3, 128, 128)
+
+
+# Forgetting by hand
+
+
+def test_frames_that_are_deleted_are_out_of_memory(predictor, clip):
+    state, untouched = session(predictor, clip), session(predictor, clip)
+    expected = track(predictor, untouched)
+    seen = {}
+    for t, _, logits in predictor.propagate_in_video(state, progress=False):
+        seen[t] = logits
+        if t == 3:
+            assert outputs_of(state).pop(2).obj_ptr is not None and outputs_of(state).pop(99, None) is None
+            assert sorted(state.track(1).bank.propagated) == [1, 3]
+        if t == 5:
+            outputs_of(state).clear()
+            assert not outputs_of(state) and not state.track(1).bank.propagated
+    assert torch.equal(seen[3], expected[3]) and not torch.equal(seen[4], expected[4])
+    state["frames_tracked_per_obj"][0].pop(4)
+    state["mask_inputs_per_obj"][0].pop(0)
+    assert 4 not in state.track(1).tracked and not state.track(1).masks
+
+
+def test_the_cache_of_encoded_frames_can_be_filled_and_emptied(predictor, clip, monkeypatch):
+    state = session(predictor, clip)
+    image, encoded = state["cached_features"][0]
+    assert torch.equal(image, state["images"][0][None]) and image.shape == (1, 3, 128, 128)
+    assert [level.shape[-1] for level in encoded["backbone_fpn"]] == [32, 16, 8]
+    assert len(encoded["vision_pos_enc"]) == 3 and encoded["vision_features"].shape[-1] == 8
+
+    state["cached_features"] = {}
+    assert not state["cached_features"]
+    with torch.inference_mode():
+        state["cached_features"] = {t: (None, predictor.forward_image(state["images"][t : t + 1])) for t in range(2)}
+    calls = []
+    monkeypatch.setattr(predictor, "forward_image", calls.append)
+    found = track(predictor, state, max_frame_num_to_track=1)
+    assert not calls
+    monkeypatch.undo()
+    assert torch.equal(found[1], track(predictor, session(predictor, clip))[1])
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda state: state.__setitem__("images", torch.zeros(1)),
+        lambda state: state.__setitem__("num_frames", 9),
+        lambda state: state.pop("video_height"),
+        lambda state: state["output_dict_per_obj"].clear(),
+        lambda state: state["output_dict_per_obj"][0].update(non_cond_frame_outputs={}),
+        lambda state: state["obj_id_to_idx"].setdefault(5, 1),
+        lambda state: state["constants"].pop("maskmem_pos_enc"),
+    ],
+)
+def test_what_cannot_be_set_says_what_to_use_instead(predictor, clip, write):
+    state = session(predictor, clip)
+    with pytest.raises(TypeError, match=r"cannot be set from outside: .*predictor.stream\(\).*keep=.*reset_state"):
+        write(state)
+    assert len(track(predictor, state)) == LENGTH
+
+
+def test_names_of_the_users_own_can_be_kept_in_the_session(predictor, clip):
+    state = session(predictor, clip)
+    state["frame_names"] = ["a", "b"]
+    state.update(owner="me")
+    assert state["frame_names"] == ["a", "b"] and "owner" in state and dict(state)["owner"] == "me"
+    del state["owner"]
+    with pytest.raises(KeyError, match="'owner' is not part of the session state"):
+        state["owner"]
