@@ -82,6 +82,10 @@ class Shelf:
         self._bytes = memoryview(bytearray())  # the free end of the newest block
         self._next: PointerRow | None = None  # the first free row of the newest block
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Shelf:
+        """An empty one: what lies here is copied with what refers to it."""
+        return Shelf()
+
     def keep_mask(self, packed: PackedMask) -> PackedMask:
         """The same mask, on the shelf."""
         size = len(packed.data)

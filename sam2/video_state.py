@@ -7,12 +7,13 @@ upstream: non-conditioning), and *pending* until the next propagation writes it 
 from __future__ import annotations
 
 import bisect
+import copy
 import dataclasses
 import operator
 from collections import ChainMap
 from collections.abc import Hashable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -320,3 +321,17 @@ class VideoState(MutableMapping[str, Any]):
 
     def __len__(self) -> int:
         return len(UPSTREAM_NAMES) + len(self.notes)
+
+    def __copy__(self) -> VideoState:
+        return dataclasses.replace(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> VideoState:
+        """A session that goes its own way from here on. Both read the same frames: closing one closes them for both."""
+        # Not written to once they are made: the encoder's maps, and where a run came to.
+        for shared in (self.frames, self.paused, *self.features.values()):
+            memo[id(shared)] = shared
+        fields = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        return VideoState(**copy.deepcopy(fields, memo))
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a session cannot be pickled, as its video may be anything: use predictor.save(state, path)")

@@ -3,6 +3,8 @@
 The small embedded model runs at 128 pixels.
 """
 
+import copy
+import pickle
 
 import pytest
 import torch
@@ -148,3 +150,26 @@ def test_names_of_the_users_own_can_be_kept_in_the_session(predictor, clip):
     del state["owner"]
     with pytest.raises(KeyError, match="'owner' is not part of the session state"):
         state["owner"]
+
+
+# Copies
+
+
+def test_a_copied_session_goes_its_own_way(predictor, clip):
+    predictor.skip_mad_threshold, predictor.max_consecutive_skips = 1000.0, 1
+    state = session(predictor, clip, obj_ids=(1, 2))
+    track(predictor, state, max_frame_num_to_track=5)
+    state["tags"] = ["first"]
+    other = copy.deepcopy(state)
+    state["tags"].append("second")
+    predictor.remove_object(state, 1)
+    assert (other.obj_ids, other["tags"], other.decisions) == ([1, 2], ["first"], state.decisions)
+    assert other.frames is state.frames
+
+    expected = session(predictor, clip, obj_ids=(1, 2))
+    track(predictor, expected, max_frame_num_to_track=5)
+    found, expected = (track(predictor, each, start_frame_idx=6) for each in (other, expected))
+    assert found.keys() == expected.keys() and all(torch.equal(found[t], expected[t]) for t in found)
+    with pytest.raises(TypeError, match=r"use predictor.save\(state, path\)"):
+        pickle.dumps(state)
+    assert copy.copy(state).objects is state.objects
