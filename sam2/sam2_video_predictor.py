@@ -375,7 +375,8 @@ class SAM2VideoPredictor(VideoTracker):
         which is processed then, and on no other object but for that.
 
         Args:
-            start_frame_idx: first frame; by default the earliest frame that any tracked object was prompted on.
+            start_frame_idx: first frame; by default the earliest frame that any tracked object was prompted on. After
+                the last frame there is nothing to do.
             max_frame_num_to_track: how many frames to go from there, the first one not counted (upstream's rule: N
                 gives N + 1 frames); by default to the end.
             reverse: go backwards in time; from frame 0 there is nothing to do.
@@ -391,7 +392,8 @@ class SAM2VideoPredictor(VideoTracker):
             Frame index, object ids, mask logits (objects, 1, height, width), above 0 inside an object.
 
         Raises:
-            RuntimeError: there is nothing to track. ValueError: bad arguments.
+            ValueError, TypeError: bad arguments, at the call. RuntimeError: there is nothing to track, when the loop
+                starts: it may be made before its prompts.
         """
         answers = self._plan(
             inference_state, start_frame_idx, max_frame_num_to_track, reverse, progress, obj_ids, direction
@@ -413,29 +415,37 @@ class SAM2VideoPredictor(VideoTracker):
         self, state: VideoState, start: int | None, max_frames: int | None, reverse: bool, progress: bool,
         obj_ids: Collection[ObjectId] | None, direction: Direction | None,
     ) -> Iterator[FrameAnswer]:  # fmt: skip
-        """Check the arguments of a propagation, write pending prompts to memory, and set out."""
+        """Check the arguments of a propagation at once; it sets out when the first frame is asked for."""
+        state.check_open()
         if max_frames is not None and max_frames < 0:
             raise ValueError(f"max_frame_num_to_track must not be negative, got {max_frames}")
         if direction not in (None, "forward", "backward", "both"):
             raise ValueError(f'direction must be "forward", "backward", "both" or None, got {direction!r}')
         if reverse and direction not in (None, "backward"):
             raise ValueError(f"reverse=True goes backward, got direction={direction!r} as well")
+        backward = reverse or direction == "backward"
         if start is not None:
-            start = state.check_frame("start_frame_idx", start)
+            start = state.check_frame("start_frame_idx", start, or_later=not backward)
         if direction == "both" and (start is not None or max_frames is not None):
             raise ValueError('direction="both" goes from the prompts to both ends: it takes no start and no limit')
-        wanted = None if obj_ids is None else _as_ids(obj_ids)
-        for obj_id in wanted or ():
+        scope = Scope(None if obj_ids is None else _as_ids(obj_ids), from_prompt=direction == "both")
+        return self._set_out(state, scope, start, max_frames, backward, progress)
+
+    def _set_out(
+        self, state: VideoState, scope: Scope, start: int | None, max_frames: int | None, backward: bool,
+        progress: bool,
+    ) -> Iterator[FrameAnswer]:  # fmt: skip
+        """What waits for the first step of the loop, so that the loop may be made before its prompts."""
+        for obj_id in scope.obj_ids or ():
             state.track(obj_id)
-        scope = Scope(wanted, from_prompt=direction == "both")
         with torch.inference_mode():
             self._prepare(state, scope)
-        if direction == "both":
-            return self._propagate_both(state, scope, progress)
+        if scope.from_prompt:
+            yield from self._propagate_both(state, scope, progress)
+            return
         tracks = [track for obj_id, track in state.objects.items() if scope.includes(obj_id)]
         start = min(t for track in tracks for t in track.prompted) if start is None else start
-        backward = reverse or direction == "backward"
-        return self._propagate(state, scope, start, max_frames, backward, progress)
+        yield from self._propagate(state, scope, start, max_frames, backward, progress)
 
     @torch.inference_mode()
     def _propagate(

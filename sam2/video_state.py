@@ -284,14 +284,18 @@ class VideoState(MutableMapping[str, Any]):
         if self.is_closed:
             raise ValueError("this session is closed: open the video again with init_state")
 
-    def check_frame(self, name: str, frame_idx: int) -> int:
-        """The frame index as an int. Raises ValueError where the video has no such frame, or is closed."""
+    def check_frame(self, name: str, frame_idx: int, or_later: bool = False) -> int:
+        """The frame index as an int. Raises ValueError where the video has no such frame, or is closed.
+
+        Args:
+            or_later: it may also be after the last frame.
+        """
         self.check_open()
         try:
             index = operator.index(frame_idx)
         except TypeError:
             index = -1
-        if isinstance(frame_idx, bool) or not self.frames.has(index):
+        if isinstance(frame_idx, bool) or index < 0 or not (or_later or self.frames.has(index)):
             raise ValueError(f"{name} must be a frame in [0, {self.num_frames - 1}], got {frame_idx!r}")
         return index
 

@@ -441,17 +441,17 @@ def test_an_unknown_object_is_named(predictor, state, clip):
 
 def test_propagation_without_a_prompt_says_what_is_missing(predictor, state, clip):
     with pytest.raises(RuntimeError, match="nothing to track: add points, a box or a mask for an object first"):
-        predictor.propagate_in_video(state)
+        track(predictor, state)
     predictor.add_new_mask(state, 0, 1, clip.labels[0] == 1)
     predictor.clear_all_prompts_in_frame(state, 0, 1)
     with pytest.raises(RuntimeError, match="nothing to track for obj_id 1"):
-        predictor.propagate_in_video(state)
+        track(predictor, state)
 
 
 def test_bad_propagation_arguments_are_refused(predictor, state, clip):
     predictor.add_new_mask(state, 0, 1, clip.labels[0] == 1)
     with pytest.raises(ValueError, match="start_frame_idx must be a frame"):
-        predictor.propagate_in_video(state, start_frame_idx=77)
+        predictor.propagate_in_video(state, start_frame_idx=77, reverse=True)
     with pytest.raises(ValueError, match="max_frame_num_to_track must not be negative, got -1"):
         predictor.propagate_in_video(state, max_frame_num_to_track=-1)
 

@@ -173,3 +173,22 @@ def test_a_copied_session_goes_its_own_way(predictor, clip):
     with pytest.raises(TypeError, match=r"use predictor.save\(state, path\)"):
         pickle.dumps(state)
     assert copy.copy(state).objects is state.objects
+
+
+# Loops
+
+
+def test_a_loop_may_be_made_before_its_prompts(predictor, clip):
+    state = predictor.init_state(list(clip.frames))
+    answers = predictor.propagate_in_video(state, progress=False)
+    results = predictor.propagate_results(state, progress=False, obj_ids=[1])
+    predictor.add_new_mask(state, 0, 1, clip.labels[0] == 1)
+    assert len(list(answers)) == len(list(results)) == LENGTH
+
+
+def test_a_loop_that_starts_after_the_last_frame_has_nothing_to_do(predictor, clip):
+    state = session(predictor, clip)
+    assert track(predictor, state, start_frame_idx=LENGTH) == {}
+    for wrong, options in ((LENGTH, {"reverse": True}), (-1, {}), (1.5, {})):
+        with pytest.raises(ValueError, match=r"start_frame_idx must be a frame in \[0, 11\]"):
+            predictor.propagate_in_video(state, start_frame_idx=wrong, **options)

@@ -134,7 +134,7 @@ def test_results_name_prompted_and_absent_objects(predictor, state, clip):
 def test_bad_scopes_are_refused(predictor, state, clip, options, message):
     prompt(predictor, state, clip, (1, 0))
     with pytest.raises(ValueError, match=message):
-        predictor.propagate_in_video(state, **options)
+        list(predictor.propagate_in_video(state, **options))
 
 
 def test_ids_may_come_from_any_iterable_but_not_alone(predictor, state, clip):
