@@ -17,13 +17,15 @@ from sam2.modeling.compilation import compile_with_cloned_outputs
 from sam2.modeling.outputs import PointInputs
 from sam2.modeling.sam2_base import NO_OBJ_SCORE, keep_highest_object
 from sam2.results import FrameResult, frame_result
+from sam2.upstream_hooks import UpstreamHooks
 from sam2.utils.change_detection import SkipPolicy
 from sam2.utils.frame_loader import FrameLoader
+from sam2.utils.misc import load_video_frames
 from sam2.utils.prompts import read_box, read_mask, read_points
 from sam2.utils.video_io import StrPath
 from sam2.video_propagation import Direction, FrameAnswer, Scope, TrackingRun, frame_order, known_answer, stack_numbers
 from sam2.video_state import Corrections, Keep, ObjectId, ObjectTrack, VideoState
-from sam2.video_tracking import VideoTracker, resize_masks
+from sam2.video_tracking import resize_masks
 
 if TYPE_CHECKING:
     from sam2.calibration import Calibration
@@ -45,7 +47,7 @@ def _skip_option(name: str) -> property:
 Answer = tuple[int, list[ObjectId], Tensor]  # frame index, object ids, mask logits (objects, 1, height, width)
 
 
-class SAM2VideoPredictor(VideoTracker):
+class SAM2VideoPredictor(UpstreamHooks):
     """Tracks any number of objects through a video.
 
     A session is a `VideoState` from `init_state`; the predictor itself keeps nothing between calls. Each object is
@@ -131,7 +133,15 @@ class SAM2VideoPredictor(VideoTracker):
             if value not in allowed:
                 raise ValueError(f"{name} must be {' or '.join(map(repr, allowed))}, got {value!r}")
         device = self.device
-        frames = FrameLoader(video_path, self.image_size, device, offload_video_to_cpu=offload_video_to_cpu)
+        frames, _, _ = load_video_frames(
+            video_path=video_path, image_size=self.image_size, offload_video_to_cpu=offload_video_to_cpu,
+            async_loading_frames=async_loading_frames, compute_device=device,
+        )  # fmt: skip
+        if not isinstance(frames, FrameLoader):  # somebody put a function of their own in its place
+            raise TypeError(
+                f"load_video_frames must return a FrameLoader, got {type(frames).__name__}: init_state takes arrays, "
+                "tensors, lists and any FrameSource as they are"
+            )
         return VideoState(
             frames, device=device, storage_device=torch.device("cpu") if offload_state_to_cpu else device,
             offload_video_to_cpu=offload_video_to_cpu, offload_state_to_cpu=offload_state_to_cpu,

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam2.modeling.memory_bank import MemoryBank, MemoryFrame, Selection, memory_reach, select_memory
+from sam2.modeling.memory_bank import MemoryBank, MemoryFrame, Selection, memory_reach
 from sam2.modeling.outputs import FrameFeatures, FrameOutput, FrameRequest, PointInputs
 from sam2.modeling.sam2_base import SAM2Base
 from sam2.utils.misc import fill_holes_in_mask_scores
@@ -180,10 +180,6 @@ class VideoTracker(SAM2Base):
             track.propagated[t] = output
         return self._selection(track.bank, request)
 
-    def _selection(self, bank: MemoryBank, request: FrameRequest) -> Selection:
-        rules = self._bank_rules(request.num_frames)
-        return select_memory(bank, request.frame_idx, request.reverse, request.num_frames, rules)
-
     def _track_batch(
         self, state: VideoState, tracks: Sequence[ObjectTrack], request: FrameRequest
     ) -> list[FrameOutput]:
@@ -192,7 +188,7 @@ class VideoTracker(SAM2Base):
             return [self._track_object(state, tracks[0], request, remember=True)]
         bank = join_banks([self._selection(track.bank, request) for track in tracks], state.memory_position)
         with self.autocast():
-            features = _repeat(self._features(state, request.frame_idx), len(tracks))
+            features = repeat_features(self._features(state, request.frame_idx), len(tracks))
             output = self.track(features, bank, request, remember=True)
         return self._keep(state, output)
 
@@ -290,6 +286,6 @@ def _apart(batch: Tensor) -> list[Tensor]:
     return [batch] if len(batch) == 1 else [each.clone() for each in batch.split(1)]
 
 
-def _repeat(features: FrameFeatures, count: int) -> FrameFeatures:
+def repeat_features(features: FrameFeatures, count: int) -> FrameFeatures:
     """One frame's maps (1, C, h, w) as those of a batch, without copying them."""
     return FrameFeatures(*([x.expand(count, -1, -1, -1) for x in group] for group in features))

@@ -18,6 +18,7 @@ ALLOWED = {  # a module, or a folder of them -> the parts of the package that it
         "sam2.modeling", "sam2.utils", "sam2.frame_skipping", "sam2.video_memory", "sam2.state_views",
     },
     "sam2/video_tracking.py": {"sam2.modeling", "sam2.utils", "sam2.video_state"},
+    "sam2/upstream_hooks.py": {"sam2.modeling", "sam2.video_state", "sam2.video_tracking"},
     "sam2/video_propagation.py": {
         "sam2.modeling", "sam2.utils", "sam2.frame_skipping", "sam2.video_memory", "sam2.video_state",
         "sam2.video_tracking",
@@ -54,7 +55,7 @@ ALLOWED = {  # a module, or a folder of them -> the parts of the package that it
     },
     "sam2/sam2_video_predictor.py": {
         "sam2.calibration", "sam2.modeling", "sam2.utils", "sam2.frame_skipping", "sam2.results", "sam2.video_state",
-        "sam2.video_tracking", "sam2.video_propagation", "sam2.streaming", "sam2.state_file",
+        "sam2.video_tracking", "sam2.video_propagation", "sam2.streaming", "sam2.state_file", "sam2.upstream_hooks",
         "sam2.build_sam",
     },
     "sam2/sam2_image_predictor.py": {"sam2.modeling", "sam2.utils", "sam2.build_sam"},

@@ -6,11 +6,16 @@ The small embedded model runs at 128 pixels.
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
+import sam2.modeling.sam2_base
+import sam2.sam2_video_predictor
 from sam2.build_sam import build_sam2_video_predictor, packaged_file
+from sam2.modeling.outputs import FrameOutput
 from sam2.utils.drawn_clips import draw_clip
+from sam2.utils.misc import load_video_frames
 
 LENGTH = 12
 NANO = packaged_file("checkpoints", "sam2.1_hiera_nano.pt")
@@ -192,3 +197,91 @@ def test_a_loop_that_starts_after_the_last_frame_has_nothing_to_do(predictor, cl
     for wrong, options in ((LENGTH, {"reverse": True}), (-1, {}), (1.5, {})):
         with pytest.raises(ValueError, match=r"start_frame_idx must be a frame in \[0, 11\]"):
             predictor.propagate_in_video(state, start_frame_idx=wrong, **options)
+
+
+def propagate_by_hand(predictor, state):
+    """A loop over upstream's inner methods, as forks have it."""
+    predictor.propagate_in_video_preflight(state)
+    for t in range(state["num_frames"]):
+        masks = []
+        for index in range(predictor._get_obj_num(state)):
+            outputs = state["output_dict_per_obj"][index]
+            if t in outputs["cond_frame_outputs"]:
+                masks.append(outputs["cond_frame_outputs"][t]["pred_masks"])
+                continue
+            output, mask = predictor._run_single_frame_inference(
+                inference_state=state, output_dict=outputs, frame_idx=t, batch_size=1, is_init_cond_frame=False,
+                point_inputs=None, mask_inputs=None, reverse=False, run_mem_encoder=True,
+            )  # fmt: skip
+            outputs["non_cond_frame_outputs"][t] = dict(output) if t == 1 else output
+            state["frames_tracked_per_obj"][index][t] = {"reverse": False}
+            masks.append(mask)
+        yield t, predictor._get_orig_video_res_output(state, torch.cat(masks))[1]
+
+
+def test_a_loop_over_the_inner_methods_tracks_as_propagation_does(predictor, clip):
+    state = session(predictor, clip, obj_ids=(1, 2))
+    assert (predictor._obj_id_to_idx(state, 2), predictor._obj_idx_to_id(state, 1)) == (1, 2)
+    with torch.inference_mode():
+        found = dict(propagate_by_hand(predictor, state))
+    expected = track(predictor, session(predictor, clip, obj_ids=(1, 2)))
+    assert found.keys() == expected.keys()
+    for t in found:  # features go through another layout here, which rounds otherwise
+        assert (found[t] - expected[t]).abs().max() < 1e-5 * expected[t].abs().max()
+    assert state.track(2).tracked[LENGTH - 1] is False and isinstance(outputs_of(state)[1], FrameOutput)
+    with pytest.raises(ValueError, match="batch_size must be 1, got 2"), torch.inference_mode():
+        predictor._run_single_frame_inference(state, {}, 0, 2, True, None, None, False, False)
+
+
+def test_skipped_frames_are_no_memory_for_a_loop_over_the_inner_methods(predictor, clip):
+    predictor.skip_mad_threshold = 1000.0
+    state = session(predictor, clip, keep="all")
+    track(predictor, state, max_frame_num_to_track=3)
+    with torch.inference_mode():
+        output, _ = predictor._run_single_frame_inference(
+            state, state["output_dict_per_obj"][0], 4, 1, False, None, None, False, True
+        )
+    predictor.skip_mad_threshold = 0
+    assert torch.equal(output.pred_masks, state.track(1).propagated.get(4, output).pred_masks)
+    track(predictor, state, start_frame_idx=4, max_frame_num_to_track=0)
+    assert torch.equal(output.pred_masks, state.track(1).propagated[4].pred_masks)
+
+
+def test_encoded_frames_can_be_asked_for(predictor, clip):
+    state = session(predictor, clip)
+    with torch.inference_mode():
+        image, encoded, tokens, positions, sizes = predictor._get_image_feature(state, 3, 2)
+    assert image.shape == (2, 3, 128, 128) and sizes == [(32, 32), (16, 16), (8, 8)]
+    assert [x.shape[:2] for x in tokens] == [x.shape[:2] for x in positions] == [(1024, 2), (256, 2), (64, 2)]
+    assert encoded["backbone_fpn"][-1].shape[-1] == 8
+
+
+def test_an_id_that_is_looked_up_is_an_object_without_a_prompt(predictor, clip):
+    state = session(predictor, clip)
+    assert predictor._obj_id_to_idx(state, "new") == 1 and state.obj_ids == [1, "new"]
+    with pytest.raises(RuntimeError, match="nothing to track for obj_id 'new'"):
+        track(predictor, state)
+
+
+# Names that others replace
+
+
+def test_init_state_loads_frames_by_the_name_in_its_module(predictor, clip, monkeypatch):
+    module = sam2.sam2_video_predictor
+    monkeypatch.setattr(module, "load_video_frames", lambda **given: load_video_frames(**given | {"video_path": blank}))
+    blank = np.zeros((3, 40, 50, 3), np.uint8)
+    state = predictor.init_state("no such video")
+    assert (state.num_frames, state.video_height, state.video_width) == (3, 40, 50)
+    monkeypatch.setattr(module, "load_video_frames", lambda **given: (torch.zeros(3, 3, 128, 128), 40, 50))
+    with pytest.raises(TypeError, match="load_video_frames must return a FrameLoader, got Tensor"):
+        predictor.init_state("no such video")
+
+
+def test_prompted_frames_are_chosen_by_the_name_in_the_models_module(predictor, clip, monkeypatch):
+    state = session(predictor, clip)
+    predictor.add_new_mask(state, 1, 1, clip.labels[1] == 1)
+    expected = track(predictor, copy.deepcopy(state))
+    monkeypatch.setattr(
+        sam2.modeling.sam2_base, "select_closest_cond_frames", lambda t, frames, limit: ({0: frames[0]}, {})
+    )
+    assert not torch.equal(track(predictor, state)[2], expected[2])

@@ -6,8 +6,8 @@ that was tracked (upstream: non-conditioning frame). SAM 2, section 4, "Memory b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -102,15 +102,25 @@ class BankRules(NamedTuple):
     pointers_from_past_only: bool
 
 
-def select_memory(bank: MemoryBank, frame_idx: int, reverse: bool, num_frames: int, rules: BankRules) -> Selection:
+def select_memory(
+    bank: MemoryBank,
+    frame_idx: int,
+    reverse: bool,
+    num_frames: int,
+    rules: BankRules,
+    closest: Callable[..., tuple[dict[int, Any], dict[int, Any]]] = select_closest_cond_frames,
+) -> Selection:
     """Choose what the frame `frame_idx` remembers.
+
+    Args:
+        closest: which prompted frames are read, see `select_closest_cond_frames`.
 
     Raises:
         RuntimeError: the object was never prompted.
     """
     if not bank.prompted:
         raise RuntimeError(f"frame {frame_idx} has no prompted frame to track from: add points, a box or a mask first")
-    prompted, others = select_closest_cond_frames(frame_idx, bank.prompted, rules.max_prompted)
+    prompted, others = closest(frame_idx, bank.prompted, rules.max_prompted)
 
     def tracked(t: int) -> MemoryFrame | None:
         output = bank.propagated.get(t, others.get(t))

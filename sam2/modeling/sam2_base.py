@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sam2.modeling.backbones.image_encoder import ImageEncoder
 from sam2.modeling.compilation import compile_with_cloned_outputs
 from sam2.modeling.memory_attention import MemoryAttention
-from sam2.modeling.memory_bank import BankRules, MemoryBank, Remembered, select_memory
+from sam2.modeling.memory_bank import BankRules, MemoryBank, Remembered, Selection, select_memory
 from sam2.modeling.memory_encoder import MemoryEncoder
 from sam2.modeling.outputs import (
     EncodedMemory,
@@ -30,7 +30,7 @@ from sam2.modeling.outputs import (
 from sam2.modeling.sam.mask_decoder import MaskDecoder
 from sam2.modeling.sam.prompt_encoder import PADDING, PromptEncoder
 from sam2.modeling.sam.transformer import TwoWayTransformer
-from sam2.modeling.sam2_utils import MLP, get_1d_sine_pe
+from sam2.modeling.sam2_utils import MLP, get_1d_sine_pe, select_closest_cond_frames
 
 NO_OBJ_SCORE = -1024.0  # mask logit of an object that is not in the frame
 MASK_SCALE, MASK_BIAS = 20.0, -10.0  # a 0/1 mask as logits, when a given mask is itself the answer
@@ -290,10 +290,16 @@ class SAM2Base(nn.Module):
             pointers_from_past_only=self.only_obj_ptrs_in_the_past_for_eval and not self.training,
         )
 
+    def _selection(self, bank: MemoryBank, request: FrameRequest) -> Selection:
+        """What is remembered on a frame. `select_closest_cond_frames` is taken from here, where others replace it."""
+        rules = self._bank_rules(request.num_frames)
+        return select_memory(
+            bank, request.frame_idx, request.reverse, request.num_frames, rules, select_closest_cond_frames
+        )
+
     def _gather(self, bank: MemoryBank, request: FrameRequest, like: Tensor) -> MemoryTokens:
         """Memory maps and object pointers as tokens, on the device of `like`."""
-        rules = self._bank_rules(request.num_frames)
-        selection = select_memory(bank, request.frame_idx, request.reverse, request.num_frames, rules)
+        selection = self._selection(bank, request)
         tokens, positions = [], []
         for slot, output, _ in selection.maps:
             if output.maskmem_features is None or output.maskmem_pos_enc is None:
@@ -304,7 +310,8 @@ class SAM2Base(nn.Module):
             positions.append(place + self.maskmem_tpos_enc[self.num_maskmem - slot - 1])
         pointers = 0
         if self.use_obj_ptrs_in_encoder and selection.pointers:
-            values, places = self._pointer_tokens(selection.pointers, rules.max_pointers, like.device)
+            max_pointers = self._bank_rules(request.num_frames).max_pointers
+            values, places = self._pointer_tokens(selection.pointers, max_pointers, like.device)
             tokens.append(values)
             positions.append(places)
             pointers = values.shape[0]

@@ -1,0 +1,75 @@
+"""Inner methods of upstream's video predictor that other people's loops and subclasses call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from sam2.modeling.outputs import FrameOutput, PointInputs
+from sam2.video_state import ObjectId, ObjectTrack, VideoState
+from sam2.video_tracking import VideoTracker, repeat_features, resize_masks
+
+
+class UpstreamHooks(VideoTracker):
+    """What upstream's methods of these names answer, from a `VideoState`.
+
+    They are here to be called. This package tracks without them, so overriding them changes only who calls them.
+    """
+
+    _separate: Callable[[Tensor], Tensor]
+
+    def _obj_id_to_idx(self, inference_state: VideoState, obj_id: ObjectId) -> int:
+        """The object's place in every answer. parity: an unknown object is added, without a prompt."""
+        inference_state.objects.setdefault(obj_id, ObjectTrack())
+        return inference_state.obj_ids.index(obj_id)
+
+    def _obj_idx_to_id(self, inference_state: VideoState, obj_idx: int) -> ObjectId:
+        """The id of the object at a place. Raises KeyError where there is none."""
+        return inference_state["obj_idx_to_id"][obj_idx]
+
+    def _get_obj_num(self, inference_state: VideoState) -> int:
+        """How many objects the session has."""
+        return len(inference_state.objects)
+
+    def _get_image_feature(
+        self, inference_state: VideoState, frame_idx: int, batch_size: int
+    ) -> tuple[Tensor, Mapping[str, Any], list[Tensor], list[Tensor], list[tuple[int, int]]]:
+        """A frame (B, 3, S, S), and what `forward_image` and `_prepare_backbone_features` make of it."""
+        with self.autocast():
+            features = repeat_features(self._features(inference_state, frame_idx), batch_size)
+        image, _ = inference_state["cached_features"][frame_idx]
+        encoded = {"backbone_fpn": features.maps, "vision_pos_enc": features.positions}
+        return image.expand(batch_size, -1, -1, -1), *self._prepare_backbone_features(encoded)
+
+    def _run_single_frame_inference(
+        self, inference_state: VideoState, output_dict: Mapping[str, Mapping[int, FrameOutput]], frame_idx: int,
+        batch_size: int, is_init_cond_frame: bool, point_inputs: Mapping[str, Tensor] | PointInputs | None,
+        mask_inputs: Tensor | None, reverse: bool, run_mem_encoder: bool, prev_sam_mask_logits: Tensor | None = None,
+    ) -> tuple[FrameOutput, Tensor]:  # fmt: skip
+        """One object on one frame: what the session may keep of it, and its mask logits (1, 1, S / 4, S / 4).
+
+        Args, apart from the session: as `track_step`.
+
+        Raises:
+            ValueError: `batch_size` is not 1, the only one that upstream's own loops ask for.
+        """
+        if batch_size != 1:
+            raise ValueError(f"batch_size must be 1, got {batch_size}: run the objects one by one")
+        state = inference_state
+        _, _, tokens, positions, sizes = self._get_image_feature(state, frame_idx, batch_size)
+        with self.autocast():
+            output = self.track_step(
+                frame_idx, is_init_cond_frame, tokens, positions, sizes, point_inputs, mask_inputs, output_dict,
+                state.num_frames, track_in_reverse=reverse, run_mem_encoder=run_mem_encoder,
+                prev_sam_mask_logits=prev_sam_mask_logits,
+            )  # fmt: skip
+        (kept,) = self._keep(state, output)
+        return kept, kept.pred_masks.to(state.device)
+
+    def _get_orig_video_res_output(self, inference_state: VideoState, any_res_masks: Tensor) -> tuple[Tensor, Tensor]:
+        """Mask logits (N, 1, h, w) on the session's device, and as they are shown: (N, 1, height, width)."""
+        masks = any_res_masks.to(inference_state.device)
+        size = (inference_state.video_height, inference_state.video_width)
+        return masks, self._separate(resize_masks(masks, size))
