@@ -159,7 +159,7 @@ class SAM2VideoPredictor(UpstreamHooks):
 
     def save(self, state: VideoState, path: StrPath) -> None:
         """Write a session to a file, to go on with `load` later or on another machine: prompts, memory, masks and
-        decisions, everything but the video and the weights.
+        decisions, everything but the video, the weights and what the user keeps in it under names of their own.
 
         Raises:
             ValueError: the session is closed, or a stream. TypeError: an object's id is no number, string or tuple.
