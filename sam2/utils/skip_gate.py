@@ -135,7 +135,7 @@ class SkipGate:
 
     def flush(self) -> list[np.ndarray]:
         """With look-ahead, the answers still waiting, from their key frame alone: the clip ends here."""
-        waiting, self._waiting = self._waiting, []
+        waiting, self._waiting, self._num_answered = self._waiting[self._num_answered :], [], 0
         return [skipped.logits for skipped in waiting]
 
     def memo(self) -> GateMemo | None:
@@ -152,8 +152,7 @@ class SkipGate:
 
         Args:
             key: the memo's key frame.
-            since: index and picture of each frame skipped after it, oldest first. With look-ahead there are none: go on
-                from a key frame.
+            since: index and picture of each frame skipped after it, oldest first; all of them were answered.
         """
         self.forget()
         self._key = KeyFrame(memo.frame_idx, key, memo.logits, memo.predicted_ious, memo.object_scores)
@@ -161,6 +160,7 @@ class SkipGate:
         self._search = memo.search
         for frame_idx, frame in since:
             self.decide(frame_idx, frame)
+        self._num_answered = len(self._waiting)
 
     def _searched(self, key: KeyFrame) -> Search:
         """What is known of the search for missing objects once this key frame is."""
@@ -180,12 +180,13 @@ class SkipGate:
             carrier.follow(skipped.frame.small)
             after = carrier.carried(self._trust.ways)
             blended.append(blend_logits(skipped.logits, after, share_after=i / (len(self._waiting) + 1)))
-        return blended[::-1]
+        return blended[::-1][self._num_answered :]
 
     def _start_run(self) -> None:
         self._carrier: MaskCarrier | None = None
         self._past: list[Motion] = []
         self._waiting: list[_Skipped] = []
+        self._num_answered = 0  # the first of those that wait, where another gate went on from them
         self._frame: GateFrame | None = None
         self._motion: Motion | None = None
 

@@ -218,3 +218,24 @@ def test_a_gate_goes_on_from_a_memo_as_if_nothing_had_been_between(stop):
     assert {decision.action for decision, _ in found} == {"processed", "warped"}
     for (_, one), (_, other) in zip(expected, found, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("is_continued", [True, False])
+def test_with_lookahead_a_gate_that_goes_on_returns_the_frames_that_were_not_answered(is_continued):
+    clip = draw_clip(7, 120, 214, 2, 1, motion="smooth", camera_shift=2.0)
+    gates = [SkipGate(MemoryGuidedPolicy(9.0, lookahead=8), lookahead=True) for _ in range(2)]
+    key, frames = clip_key(clip, 0), [GateFrame(frame) for frame in clip.frames]
+    gates[0].remember(key)
+    memo = gates[0].memo()
+    assert memo is not None
+    for t in (1, 2, 3):
+        gates[0].decide(t, frames[t])
+    gates[1].resume(memo, key.frame, [(t, frames[t]) for t in (1, 2, 3)])
+    for gate in gates:
+        gate.decide(4, frames[4])
+    last = clip_key(clip, 5)
+    last = last if is_continued else last._replace(logits=last.logits[:1])
+    expected, found = (gate.remember(last) for gate in gates)
+    assert (len(expected), len(found)) == (4, 1)
+    np.testing.assert_array_equal(found[0], expected[3])
+    assert gates[1].decide(6, frames[6]).action == "warped" and len(gates[1].flush()) == 1
