@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -21,7 +21,7 @@ from sam2.upstream_hooks import UpstreamHooks
 from sam2.utils.change_detection import SkipPolicy
 from sam2.utils.frame_loader import FrameLoader
 from sam2.utils.misc import load_video_frames
-from sam2.utils.prompts import read_box, read_mask, read_points
+from sam2.utils.prompts import read_box, read_mask, read_points, resize_mask
 from sam2.utils.video_io import StrPath
 from sam2.video_propagation import Direction, FrameAnswer, Scope, TrackingRun, frame_order, known_answer, stack_numbers
 from sam2.video_state import Corrections, Keep, ObjectId, ObjectTrack, VideoState
@@ -30,6 +30,8 @@ from sam2.video_tracking import resize_masks
 if TYPE_CHECKING:
     from sam2.calibration import Calibration
     from sam2.streaming import Color, VideoStream
+
+logger = logging.getLogger(__name__)
 
 
 def _skip_option(name: str) -> property:
@@ -266,17 +268,21 @@ class SAM2VideoPredictor(UpstreamHooks):
         """Prompt an object, new or known, with its mask on one frame.
 
         Args:
-            mask: (height, width) of the video, or (S, S) of the network's input; non-zero is the object.
+            mask: (height, width) of the video, or (S, S) of the network's input; non-zero is the object. One so small
+                that nothing of it is left at the network's size is logged as a warning.
 
         Returns, Raises: as `add_new_points_or_box`.
         """
         state = inference_state
         frame_idx = state.check_frame("frame_idx", frame_idx)
         square = (self.image_size, self.image_size)
-        prompt = read_mask(mask, ((state.video_height, state.video_width), square)).to(state.device)
-        if prompt.shape[-2:] != square:
-            prompt = F.interpolate(prompt, square, mode="bilinear", align_corners=False, antialias=True)
-        prompt = (prompt >= 0.5).float()
+        given = read_mask(mask, ((state.video_height, state.video_width), square)).to(state.device)
+        prompt = resize_mask(given, square)
+        if (given >= 0.5).any() and not prompt.any():
+            logger.warning(
+                "the mask of obj_id %r on frame %d is empty once it is reduced to the network's %d x %d pixels: the "
+                "object counts as absent there", obj_id, frame_idx, *square,
+            )  # fmt: skip
         track = state.objects.get(obj_id) or ObjectTrack()
         self._answer_prompt(state, track, frame_idx, prompt, self._is_prompted_frame(state, track, frame_idx))
         track.masks[frame_idx] = prompt

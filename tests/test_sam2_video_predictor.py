@@ -430,6 +430,17 @@ def test_a_mask_may_have_the_networks_own_size(predictor, state, clip):
     assert logits.shape == (1, 1, HEIGHT, WIDTH)
 
 
+@pytest.mark.parametrize(("size", "warns"), [(1, True), (12, False), (0, False)])
+def test_a_mask_too_small_for_the_network_is_a_warning_that_names_it(predictor, clip, caplog, size, warns):
+    large = np.repeat(np.repeat(clip.frames[:3], 6, axis=1), 6, axis=2)
+    state = predictor.init_state(list(large))
+    mask = np.zeros(large.shape[1:3], bool)
+    mask[100 : 100 + size, 100 : 100 + size] = True
+    predictor.add_new_mask(state, 2, "fly", mask)
+    found = [record.message for record in caplog.records if "is empty" in record.message]
+    assert len(found) == warns and all("the mask of obj_id 'fly' on frame 2" in message for message in found)
+
+
 def test_an_unknown_object_is_named(predictor, state, clip):
     predictor.add_new_mask(state, 0, 1, clip.labels[0] == 1)
     with pytest.raises(ValueError, match=r"obj_id 4 is not in this session; its objects are \[1\]"):

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 POINT_LABELS = (-1, 0, 1, 2, 3)  # padding, negative, positive, top-left and bottom-right corner of a box
@@ -103,3 +104,10 @@ def read_mask(mask: Any, sizes: tuple[tuple[int, int], ...]) -> Tensor:
     if not torch.isfinite(values).all():
         raise ValueError("mask must be finite, got NaN or infinity")
     return values[None, None]
+
+
+def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """A mask of `read_mask` at the network's size -> (1, 1, h, w), 0 or 1."""
+    if mask.shape[-2:] != size:
+        mask = F.interpolate(mask, size, mode="bilinear", align_corners=False, antialias=True)
+    return (mask >= 0.5).float()
