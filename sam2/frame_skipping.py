@@ -7,6 +7,7 @@ N objects; h, w rows and columns of their mask logits.
 from __future__ import annotations
 
 import functools
+import itertools
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -125,7 +126,7 @@ class MaskSource(Protocol):
         ...
 
     def has_changed(self) -> bool:
-        """Whether prompts or objects changed since this was last asked: nothing may be skipped then."""
+        """Whether prompts or objects changed since this was last asked: the next frame must not be skipped then."""
         ...
 
     def is_prompted(self, frame_idx: int) -> bool:
@@ -133,7 +134,8 @@ class MaskSource(Protocol):
         ...
 
     def process(self, frame_idx: int) -> None:
-        """Process a frame."""
+        """Process a frame. With look-ahead, those skipped before it are yielded first; after a change on one of them
+        this comes again, for the frame after that one."""
         ...
 
     def key_frame(self, frame_idx: int, frame: GateFrame) -> KeyFrame:
@@ -157,8 +159,9 @@ def gated_frames(
         gate: one of these options that knows the frames before, to go on with; a fresh one by default.
     """
     gate = gate or options.gate()
+    upcoming = iter(order)
     waiting: list[FrameDecision] = []  # frames that are answered when the next key frame is known
-    for frame_idx in order:
+    while (frame_idx := next(upcoming, None)) is not None:
         start = time.perf_counter()
         if source.has_changed():
             gate.forget()
@@ -181,11 +184,17 @@ def gated_frames(
         share = (time.perf_counter() - decided) / max(len(waiting), 1)
         record = _record(frame_idx, decision, start)
         # A last frame that could have been skipped has an answer of its own too, which is not needed.
-        for skipped, logits in zip(waiting, answers, strict=False):
+        for i, (skipped, logits) in enumerate(zip(waiting, answers, strict=False), 1):
             record = record._replace(seconds=record.seconds - share)
             yield Answered(skipped._replace(seconds=skipped.seconds + share), logits)
-        waiting.clear()
-        yield Answered(record, None)
+            if source.has_changed():
+                # What was prepared no longer holds: go on at the frame after the one that was shown.
+                gate.forget()
+                upcoming = itertools.chain((each.frame for each in waiting[i:]), [frame_idx], upcoming)
+                break
+        else:
+            yield Answered(record, None)
+        waiting = []
 
 
 def all_frames(order: Sequence[int], source: MaskSource) -> Iterator[Answered]:

@@ -6,7 +6,7 @@ N objects; H, W rows and columns of the video. Ids are the caller's; `objects` a
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -63,7 +63,9 @@ class ObjectResult:
 
 @dataclass(frozen=True, eq=False)
 class FrameResult(Mapping[Hashable, ObjectResult]):
-    """All objects of one frame, by id: `result[7].mask`, `7 in result`, `for obj_id in result`.
+    """The objects of one frame, by id: `result[7].mask`, `7 in result`, `for obj_id in result`.
+
+    An object that was not looked for on the frame is not among them.
 
     Attributes:
         objects: the same in order.
@@ -145,7 +147,7 @@ def frame_result(
     object_score_logits: Tensor | np.ndarray | Sequence[float],
     predicted_ious: Tensor | np.ndarray | Sequence[float],
     *,
-    prompted_ids: Collection[Hashable] | None = None,
+    statuses: Sequence[Status | None] | None = None,
 ) -> FrameResult:
     """Make a frame's result of what the network answered. All objects are measured at once and copied at once.
 
@@ -156,10 +158,11 @@ def frame_result(
         object_score_logits: N numbers of any shape, above 0 where the object is in the frame; on a skipped frame those
             of its key frame.
         predicted_ious: N numbers of any shape.
-        prompted_ids: the objects that were prompted on this frame; None for all where the decision is "prompted".
+        statuses: how each object came by its mask; None for one that has no result on this frame and is left out. By
+            default what was done with the frame holds for all of them.
 
     Raises:
-        ValueError: not one mask, score and predicted IoU per object.
+        ValueError: not one mask, score, predicted IoU and status per object.
     """
     n = len(obj_ids)
     shape = tuple(mask_logits.shape)
@@ -167,28 +170,30 @@ def frame_result(
         raise ValueError(f"mask_logits must be ({n}, 1, H, W), one per object, got {shape}")
     scores = []
     for name, values in (("object_score_logits", object_score_logits), ("predicted_ious", predicted_ious)):
-        numbers = torch.as_tensor(values, dtype=torch.float32, device=mask_logits.device)
-        if numbers.numel() != n:
-            raise ValueError(f"{name} must be {n} numbers, one per object, got shape {tuple(numbers.shape)}")
-        scores.append(numbers.reshape(n))
-    measured = _measure(mask_logits[:, 0], torch.stack(scores, dim=1))
-    of_frame = _STATUS[decision.action]
+        each = torch.as_tensor(values, dtype=torch.float32, device=mask_logits.device)
+        if each.numel() != n:
+            raise ValueError(f"{name} must be {n} numbers, one per object, got shape {tuple(each.shape)}")
+        scores.append(each.reshape(n))
+    given: Sequence[Status | None] = statuses if statuses is not None else [_STATUS[decision.action] for _ in obj_ids]
+    if len(given) != n:
+        raise ValueError(f"statuses must be {n}, one per object, got {len(given)}")
+    numbers = torch.stack(scores, dim=1)  # (N, 2)
+    shown: list[Status] = [status for status in given if status is not None]
+    rows = [row for row, status in enumerate(given) if status is not None]
+    if len(rows) < n:
+        mask_logits, numbers = mask_logits[rows], numbers[rows]
+    measured = _measure(mask_logits[:, 0], numbers)
     objects = []
-    for i, obj_id in enumerate(obj_ids):
-        status = of_frame
-        if prompted_ids is not None and obj_id in prompted_ids:
-            status = "prompted"
-        elif prompted_ids is not None and of_frame == "prompted":
-            status = "tracked"
+    for i, (row, status) in enumerate(zip(rows, shown, strict=True)):
         x0, y0, x1, y1, area = measured.extents[i].tolist()
         logit, iou = measured.scores[i].tolist()
-        if area == 0 or logit <= 0:
-            status = "occluded"
+        is_hidden = area == 0 or logit <= 0
         objects.append(
             ObjectResult(
-                obj_id, measured.masks[i], Box(x0, y0, x1, y1) if area else None, area, _sigmoid(logit), iou, status
+                obj_ids[row], measured.masks[i], Box(x0, y0, x1, y1) if area else None, area, _sigmoid(logit), iou,
+                "occluded" if is_hidden else status,
             )
-        )
+        )  # fmt: skip
     return FrameResult(tuple(objects), measured.owner, decision)
 
 

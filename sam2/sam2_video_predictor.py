@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from sam2.frame_skipping import SkipOptions, Warp
 from sam2.modeling.compilation import compile_with_cloned_outputs
@@ -23,7 +22,16 @@ from sam2.utils.frame_loader import FrameLoader
 from sam2.utils.misc import load_video_frames
 from sam2.utils.prompts import read_box, read_mask, read_points, resize_mask
 from sam2.utils.video_io import StrPath
-from sam2.video_propagation import Direction, FrameAnswer, Scope, TrackingRun, frame_order, known_answer, stack_numbers
+from sam2.video_propagation import (
+    Direction,
+    FrameAnswer,
+    Scope,
+    TrackingRun,
+    both_ways,
+    frame_order,
+    one_way,
+    stack_numbers,
+)
 from sam2.video_state import Corrections, Keep, ObjectId, ObjectTrack, VideoState
 from sam2.video_tracking import resize_masks
 
@@ -208,7 +216,7 @@ class SAM2VideoPredictor(UpstreamHooks):
         inference_state.check_open()
         inference_state.objects.clear()
         inference_state.decision_of.clear()
-        inference_state.paused = None
+        inference_state.note_edit()
 
     # Prompts
 
@@ -320,11 +328,15 @@ class SAM2VideoPredictor(UpstreamHooks):
     ) -> Answer | None:
         """Take back an object's prompts on one frame; returns the frame's masks if `need_output`.
 
+        What they answered stays as if it had been tracked. In a running loop, an object without any prompt left is not
+        tracked from the next frame on, and shows no mask, until it gets a new one.
+
         Raises:
             ValueError: unknown object or frame.
         """
         frame_idx = inference_state.check_frame("frame_idx", frame_idx)
         inference_state.track(obj_id).forget_prompts(frame_idx)
+        inference_state.note_edit()
         return self._show_after_change(inference_state, frame_idx) if need_output else None
 
     @torch.inference_mode()
@@ -350,6 +362,7 @@ class SAM2VideoPredictor(UpstreamHooks):
                 raise RuntimeError(f"obj_id {obj_id!r} is not in this session; its objects are {state.obj_ids}")
             return state.obj_ids, []
         frames = state.objects.pop(obj_id).prompt_frames()
+        state.note_edit()
         if not need_output or not state.objects:
             return state.obj_ids, []
         shown = [self._show_after_change(state, t) for t in frames]
@@ -387,8 +400,9 @@ class SAM2VideoPredictor(UpstreamHooks):
     ) -> Iterator[Answer]:  # fmt: skip
         """Track objects through the video.
 
-        Objects may be prompted, corrected, added and removed while the loop runs; it takes effect on the next frame,
-        which is processed then, and on no other object but for that.
+        Objects may be prompted, corrected, added and removed while the loop runs, and prompts taken back; it takes
+        effect on the next frame, which is processed then, and on no other object but for that. The loop ends when no
+        object with a prompt is left.
 
         Args:
             start_frame_idx: first frame; by default the earliest frame that any tracked object was prompted on. After
@@ -402,7 +416,9 @@ class SAM2VideoPredictor(UpstreamHooks):
             direction: "forward" or "backward" (which is `reverse`), or "both": each object backward from its first
                 prompted frame to the start of the video, then forward from there to the end, which takes no
                 `start_frame_idx` or `max_frame_num_to_track`. All frames are yielded once, in order of time, after the
-                backward part is done. On each object it is what two calls would do, backward first.
+                backward part is done. On each object it is what two calls would do, backward first. Edits in the loop
+                count forward only: an object that is added is tracked from its prompt on, and so is a known one from a
+                prompted frame before its first. For the way back, propagate again.
 
         Yields:
             Frame index, object ids, mask logits (objects, 1, height, width), above 0 inside an object.
@@ -421,7 +437,10 @@ class SAM2VideoPredictor(UpstreamHooks):
         max_frame_num_to_track: int | None = None, reverse: bool = False, *, progress: bool = True,
         obj_ids: Collection[ObjectId] | None = None, direction: Direction | None = None,
     ) -> Iterator[FrameResult]:  # fmt: skip
-        """`propagate_in_video` that yields masks, boxes, scores and statuses rather than logits: see `sam2.results`."""
+        """`propagate_in_video` that yields masks, boxes, scores and statuses rather than logits: see `sam2.results`.
+
+        Objects that were not looked for on a frame, now or before, are left out of its result.
+        """
         answers = self._plan(
             inference_state, start_frame_idx, max_frame_num_to_track, reverse, progress, obj_ids, direction
         )
@@ -444,7 +463,7 @@ class SAM2VideoPredictor(UpstreamHooks):
             start = state.check_frame("start_frame_idx", start, or_later=not backward)
         if direction == "both" and (start is not None or max_frames is not None):
             raise ValueError('direction="both" goes from the prompts to both ends: it takes no start and no limit')
-        scope = Scope(None if obj_ids is None else _as_ids(obj_ids), from_prompt=direction == "both")
+        scope = Scope.of(obj_ids, from_prompt=direction == "both")
         return self._set_out(state, scope, start, max_frames, backward, progress)
 
     def _set_out(
@@ -457,39 +476,12 @@ class SAM2VideoPredictor(UpstreamHooks):
         with torch.inference_mode():
             self._prepare(state, scope)
         if scope.from_prompt:
-            yield from self._propagate_both(state, scope, progress)
+            yield from both_ways(self, state, scope, self.skipping, progress)
             return
         tracks = [track for obj_id, track in state.objects.items() if scope.includes(obj_id)]
         start = min(t for track in tracks for t in track.prompted) if start is None else start
-        yield from self._propagate(state, scope, start, max_frames, backward, progress)
-
-    @torch.inference_mode()
-    def _propagate(
-        self, state: VideoState, scope: Scope, start: int, max_frames: int | None, reverse: bool, progress: bool
-    ) -> Iterator[FrameAnswer]:
-        order = frame_order(state, start, max_frames, reverse)
-        with tqdm(total=len(order), desc="propagate in video", disable=not progress) as bar:
-            for answer in TrackingRun(self, state, reverse, scope).frames(order, self.skipping):
-                bar.update()
-                yield answer
-
-    @torch.inference_mode()
-    def _propagate_both(self, state: VideoState, scope: Scope, progress: bool) -> Iterator[FrameAnswer]:
-        firsts = [min(track.prompted) for obj_id, track in state.objects.items() if scope.includes(obj_id)]
-        backward = frame_order(state, max(firsts), None, reverse=True)
-        forward = frame_order(state, min(firsts), None, reverse=False)
-        with tqdm(total=len(backward) + len(forward), desc="propagate in video", disable=not progress) as bar:
-            side = self.image_size // 4
-            like = torch.empty(1, 1, side, side, device=state.device)
-            for _ in TrackingRun(self, state, True, scope).frames(backward, self.skipping):
-                bar.update()
-            for frame_idx in range(min(firsts)):
-                if not state.objects:
-                    return
-                yield known_answer(state, frame_idx, like)
-            for answer in TrackingRun(self, state, False, scope).frames(forward, self.skipping):
-                bar.update()
-                yield answer
+        run = TrackingRun(self, state, backward, scope)
+        yield from one_way(run, frame_order(state, start, max_frames, backward), self.skipping, progress)
 
     def _at_video_size(self, state: VideoState, answer: FrameAnswer) -> Tensor:
         """An answer's masks as they are shown, logits (N, 1, H, W); they are the caller's to change."""
@@ -499,7 +491,7 @@ class SAM2VideoPredictor(UpstreamHooks):
     def _result(self, state: VideoState, answer: FrameAnswer) -> FrameResult:
         return frame_result(
             answer.decision, answer.obj_ids, self._at_video_size(state, answer), stack_numbers(answer.object_scores),
-            stack_numbers(answer.predicted_ious), prompted_ids=answer.prompted_ids,
+            stack_numbers(answer.predicted_ious), statuses=answer.statuses,
         )  # fmt: skip
 
     def _separate(self, masks: Tensor) -> Tensor:
@@ -510,15 +502,6 @@ class SAM2VideoPredictor(UpstreamHooks):
         from sam2.calibration import calibrate
 
         return calibrate(self, inference_state, fidelity, **options)
-
-
-def _as_ids(obj_ids: Collection[ObjectId]) -> frozenset[ObjectId]:
-    if isinstance(obj_ids, str) or not isinstance(obj_ids, Iterable):
-        raise TypeError(f"obj_ids must be a list of ids, or None for all, got {obj_ids!r}")
-    ids = frozenset(obj_ids)
-    if not ids:
-        raise ValueError("obj_ids must name at least one object, or be None for all")
-    return ids
 
 
 class SAM2VideoPredictorVOS(SAM2VideoPredictor):

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FORMAT, VERSION = "sam2 video session", 1
+FORMAT, VERSION = "sam2 video session", 2
 THUMBNAIL = 16  # pixels a side of what is kept of some frames, to know the video again
 SAME_PICTURE = 3.0  # grey levels of 255 that two decoders may differ by on the mean of a thumbnail
 
@@ -152,7 +152,7 @@ def _track(track: ObjectTrack) -> dict[str, Any]:
         "masks": {t: mask.bool().cpu() for t, mask in track.masks.items()},
         **{name: {t: _output(out) for t, out in getattr(track, name).items()} for name in _OUTPUTS},
         "faded": _pack_faded(track.faded),
-        "carried": {t: (_on_cpu(c.logits), c.object_score, c.predicted_iou) for t, c in track.carried.items()},
+        "carried": {t: (_on_cpu(c.logits), *c[1:]) for t, c in track.carried.items()},
         "faded_carried": _pack_carried(track.faded_carried),
         "tracked": dict(track.tracked),
     }
@@ -168,7 +168,7 @@ def _restore_track(state: VideoState, stored: Mapping[str, Any]) -> ObjectTrack:
         masks={t: mask.to(device).float() for t, mask in stored["masks"].items()},
         **{name: {t: _restore_output(state, out) for t, out in stored[name].items()} for name in _OUTPUTS},
         faded=_unpack_faded(stored["faded"], device),
-        carried={t: CarriedMask(masks.to(storage), *scores) for t, (masks, *scores) in stored["carried"].items()},
+        carried={t: CarriedMask(masks.to(storage), *rest) for t, (masks, *rest) in stored["carried"].items()},
         faded_carried=_unpack_carried(stored["faded_carried"]),
         tracked=dict(stored["tracked"]),
     )
@@ -229,13 +229,13 @@ def _unpack_faded(stored: Mapping[str, Any] | None, device: torch.device) -> dic
 
 def _pack_carried(carried: Mapping[int, CarriedMask]) -> dict[str, Any]:
     packed = [c.masks if isinstance(c.masks, PackedMask) else pack_masks(c.masks)[0] for c in carried.values()]
-    frames = [(t, c.object_score, c.predicted_iou) for t, c in carried.items()]
+    frames = [(t, *c[1:]) for t, c in carried.items()]
     return {"frames": frames, "packed": _join_packed(packed)}
 
 
 def _unpack_carried(stored: Mapping[str, Any]) -> dict[int, CarriedMask]:
     rows = zip(stored["frames"], _split_packed(stored["packed"]), strict=True)
-    return {t: CarriedMask(packed, score, iou) for (t, score, iou), packed in rows}
+    return {t: CarriedMask(packed, *rest) for (t, *rest), packed in rows}
 
 
 # The gate of a run that was interrupted

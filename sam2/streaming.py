@@ -14,7 +14,7 @@ from sam2.frame_skipping import FrameDecision
 from sam2.results import FrameResult, frame_result
 from sam2.utils.frame_loader import FrameLoader
 from sam2.utils.video_io import as_rgb
-from sam2.video_propagation import FrameAnswer, Scope, TrackingRun, known_result
+from sam2.video_propagation import FrameAnswer, Scope, TrackingRun, known_answer, nothing_done
 from sam2.video_state import Corrections, ObjectId, VideoState
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ class VideoStream:
         waiting, self._waiting = self._waiting, []
         for prompt in waiting:
             self._apply(prompt)
-        if not self.state.objects:
+        if not any(track.has_prompts for track in self.state.objects.values()):
             return self._nothing()
         answer = self._next_answer()
         self._forget_old()
@@ -257,7 +257,7 @@ class VideoStream:
             del self.state.decision_of[t]
 
     def _nothing(self) -> FrameResult:
-        decision = FrameDecision(self.frame_idx, "reused", 0.0, "no object to track", 0.0)
+        decision = nothing_done(self.frame_idx)
         return frame_result(decision, [], torch.empty(0, 1, self._frames.height, self._frames.width), [], [])
 
     @torch.inference_mode()
@@ -265,10 +265,5 @@ class VideoStream:
         """All objects on the last frame, as they are after a prompt."""
         state, t = self.state, self.frame_idx
         known = state.decision_of.get(t) or FrameDecision(t, "prompted", 0.0, "prompt", 0.0)
-        prompted = [obj_id for obj_id, track in state.objects.items() if t in {*track.points, *track.masks}]
-        side = self.predictor.image_size // 4
-        like = torch.empty(1, 1, side, side, device=state.device)
-        found = [known_result(state, obj_id, t, like) for obj_id in state.objects]
-        masks, scores, ious = ([*column] for column in zip(*found, strict=True))
-        answer = FrameAnswer(known, state.obj_ids, torch.cat(masks), scores, ious, prompted)
+        answer = known_answer(state, known, self.predictor.image_size // 4)
         return self.predictor._result(state, answer)

@@ -6,17 +6,19 @@ N objects of the session; h, w of low-res mask logits.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from sam2.frame_skipping import SKIPPED, Answered, FrameDecision, SkipOptions, all_frames, gated_frames
 from sam2.modeling.outputs import FrameOutput
 from sam2.modeling.sam2_base import NO_OBJ_SCORE
-from sam2.utils.change_detection import GateFrame, KeyFrame
+from sam2.results import Status
+from sam2.utils.change_detection import Action, GateFrame, KeyFrame
 from sam2.utils.skip_gate import SkipGate
 from sam2.video_memory import FadedOutput
 from sam2.video_state import CarriedMask, ObjectId, ObjectTrack, PausedRun, VideoState, fade
@@ -35,7 +37,25 @@ class FrameAnswer(NamedTuple):
     masks: Tensor  # (N, 1, h, w) low-res logits, NO_OBJ_SCORE where an object has none
     object_scores: list[Tensor]  # N of (1, 1), logits, above 0 where the object is in the frame
     predicted_ious: list[Tensor]  # N of (1, 1)
-    prompted_ids: list[ObjectId]
+    statuses: list[Status | None]  # N; None where an object has no result
+
+
+class ObjectAnswer(NamedTuple):
+    """One object on one frame; the fields are those of `FrameAnswer`."""
+
+    masks: Tensor  # (1, 1, h, w)
+    object_score: Tensor  # (1, 1)
+    predicted_iou: Tensor  # (1, 1)
+    status: Status | None
+
+
+class ProcessedFrame(NamedTuple):
+    """A frame that the network saw."""
+
+    frame_idx: int
+    obj_ids: list[ObjectId]  # of the session then: they are shown on this frame, and those skipped after it
+    tracks: dict[ObjectId, ObjectTrack]  # of those that were tracked
+    outputs: Sequence[FrameOutput | FadedOutput]  # of the same
 
 
 class ForwardFrames(Sequence[int]):
@@ -73,8 +93,20 @@ class Scope(NamedTuple):
     obj_ids: frozenset[ObjectId] | None = None  # None for all, those that are added on the way included
     from_prompt: bool = False  # each from its own first prompted frame on, in the direction of the run
 
+    @classmethod
+    def of(cls, obj_ids: Collection[ObjectId] | None, from_prompt: bool) -> Scope:
+        """The scope of these objects. Raises TypeError or ValueError where they are no ids, or none."""
+        if obj_ids is None:
+            return cls(None, from_prompt)
+        if isinstance(obj_ids, str) or not isinstance(obj_ids, Iterable):
+            raise TypeError(f"obj_ids must be a list of ids, or None for all, got {obj_ids!r}")
+        ids = frozenset(obj_ids)
+        if not ids:
+            raise ValueError("obj_ids must name at least one object, or be None for all")
+        return cls(ids, from_prompt)
+
     def includes(self, obj_id: ObjectId) -> bool:
-        """Whether the object is tracked at all."""
+        """Whether the object is tracked at all, if it has a prompt."""
         return self.obj_ids is None or obj_id in self.obj_ids
 
     def covers(self, track: ObjectTrack, frame_idx: int, reverse: bool) -> bool:
@@ -98,18 +130,19 @@ def frame_order(state: VideoState, start: int, max_frames: int | None, reverse: 
 class TrackingRun:
     """One way through a clip: what the loop over frames asks for its masks (`MaskSource`).
 
+    What the network says of a frame enters the session when the frame is shown. With look-ahead, frames skipped before
+    it are shown first, and edits meanwhile find a session that has come no further than what the user has seen.
+
     Args:
         scope: what is tracked; all other objects show what is known of them from before.
     """
 
     def __init__(self, tracker: VideoTracker, state: VideoState, reverse: bool, scope: Scope) -> None:
         self.tracker, self.state, self.reverse, self.scope = tracker, state, reverse, scope
-        self._known = state.obj_ids  # at the frame before
-        self._shown: list[ObjectId] = []  # at the frame processed last, as are the following
-        self._tracked: list[ObjectId] = []
-        self._frame_idx = -1
-        self._outputs: list[FrameOutput | FadedOutput] = []
-        self._masks = torch.empty(0)  # (tracked objects, 1, h, w)
+        self._edits = state.edits  # when the loop last asked
+        nothing = ProcessedFrame(-1, [], {}, [])
+        self._shown = self._next = nothing  # the frame processed last that was shown, and the one processed last
+        self._found: list[FrameOutput] = []  # on the latter
 
     def frames(self, order: Sequence[int], options: SkipOptions) -> Iterator[FrameAnswer]:
         """Decide on the frames one by one, process or skip them, and put it on record.
@@ -124,22 +157,40 @@ class TrackingRun:
             return
         gate = options.gate()
         self._take_over(gate, order, options)
+        memo = gate.memo()
         for answer in self._answers(gated_frames(order, self.state.gate_frame, self, options, gate=gate)):
-            memo = gate.memo()
-            # With look-ahead, frames that were skipped are yielded after the gate has gone on from them.
-            is_resumable = memo is not None and not (options.lookahead and answer.decision.action in SKIPPED)
-            self.state.paused = None
-            if memo is not None and is_resumable:
-                self.state.paused = PausedRun(answer.decision.frame, self.reverse, self._tracked, options, memo)
+            if answer.decision.action not in SKIPPED:
+                memo = gate.memo()  # on skipped frames, with look-ahead, the gate is further than what was shown
+            assert memo is not None
+            tracked = list(self._shown.tracks)
+            self.state.paused = PausedRun(answer.decision.frame, self.reverse, tracked, options, memo)
             yield answer
         self.state.paused = None
+
+    def known_frames(self) -> Iterator[FrameAnswer]:
+        """The frames from 0 to the first prompted one, as they were found before; prompts that are given meanwhile may
+        make one of the next frames the first."""
+        frame_idx = 0
+        while not self.is_over() and frame_idx < min(self.first_prompts()):
+            decision = self.state.decision_of.get(frame_idx) or nothing_done(frame_idx)
+            yield known_answer(self.state, decision, self._side)
+            frame_idx += 1
+            self.has_changed()
+
+    def first_prompts(self) -> list[int]:
+        """The first prompted frame of each object that is tracked."""
+        return [min(track.prompted) for track in self._included().values()]
 
     def _answers(self, decided: Iterable[Answered]) -> Iterator[FrameAnswer]:
         for decision, carried in decided:
             self.state.record(decision)
-            if decision.action in SKIPPED:
+            if carried is None:
+                self._show_next()
+                masks = [output.pred_masks for output in self._shown.outputs]
+            else:
                 logger.info("Skipping frame %d due to %s", decision.frame, decision.reason)
-            yield self._answer(decision, self._masks if carried is None else self._carry(decision.frame, carried))
+                masks = self._carry(decision, carried)
+            yield self._answer(decision, masks)
 
     def _take_over(self, gate: SkipGate, order: Sequence[int], options: SkipOptions) -> None:
         """Let the gate go on where the last run stopped, if this one starts there."""
@@ -147,111 +198,158 @@ class TrackingRun:
         step = -1 if self.reverse else 1
         if paused is None or len(order) == 0 or (paused.reverse, paused.options) != (self.reverse, options):
             return
-        if paused.last + step != order[0] or list(self._tracks(order[0])) != paused.obj_ids:
+        tracks = self._tracks(order[0])
+        if paused.last + step != order[0] or list(tracks) != paused.obj_ids:
             return
         key = paused.memo.frame_idx
-        outputs = [self.state.objects[obj_id].latest_output(key) for obj_id in paused.obj_ids]
-        self._outputs = [output for output in outputs if output is not None]
-        if len(self._outputs) < len(outputs):
+        found = [track.latest_output(key) for track in tracks.values()]
+        outputs = [output for output in found if output is not None]
+        if len(outputs) < len(found):
             return
-        self._frame_idx, self._tracked, self._shown = key, paused.obj_ids, self.state.obj_ids
+        self._shown = ProcessedFrame(key, self.state.obj_ids, tracks, outputs)
         since = ((t, self.state.gate_frame(t)) for t in range(key + step, order[0], step))
         gate.resume(paused.memo, self.state.gate_frame(key), since)
 
     def is_over(self) -> bool:
         self.state.check_open()
-        return not any(self.scope.includes(obj_id) for obj_id in self.state.objects)
+        return not self._included()
 
     def has_changed(self) -> bool:
-        pending = [track for track in self.state.objects.values() if track.has_pending]
-        for track in pending:
-            self.tracker._commit_prompts(self.state, track)
-        before, self._known = self._known, self.state.obj_ids
-        return bool(pending) or before != self._known
+        self.state.check_open()
+        for track in self.state.objects.values():
+            if track.has_pending:
+                self.tracker._commit_prompts(self.state, track)
+        before, self._edits = self._edits, self.state.edits
+        return before != self._edits
 
     def is_prompted(self, frame_idx: int) -> bool:
         return any(frame_idx in track.prompted for track in self._tracks(frame_idx).values())
 
     def process(self, frame_idx: int) -> None:
         tracks = self._tracks(frame_idx)
-        self._frame_idx, self._tracked, self._shown = frame_idx, list(tracks), self.state.obj_ids
-        self._outputs = [*self.tracker._track_frame(self.state, list(tracks.values()), frame_idx, self.reverse)]
-        side = self.tracker.image_size // 4
-        nothing = torch.empty(0, 1, side, side, device=self.state.device)
-        masks = [output.pred_masks.to(self.state.device, non_blocking=True) for output in self._outputs]
-        self._masks = torch.cat(masks) if masks else nothing
+        self._found = self.tracker._track_frame(self.state, list(tracks.values()), frame_idx, self.reverse)
+        self._next = ProcessedFrame(frame_idx, self.state.obj_ids, tracks, self._found)
 
     def key_frame(self, frame_idx: int, frame: GateFrame) -> KeyFrame:
-        return key_frame_of(self._outputs, frame_idx, frame)
+        return key_frame_of(self._found, frame_idx, frame)
+
+    @property
+    def _side(self) -> int:
+        return self.tracker.image_size // 4
+
+    def _included(self) -> dict[ObjectId, ObjectTrack]:
+        """What is tracked somewhere. An object whose prompts were all taken back is not, until it gets a new one."""
+        objects = self.state.objects.items()
+        return {obj_id: track for obj_id, track in objects if self.scope.includes(obj_id) and track.prompted}
 
     def _tracks(self, frame_idx: int) -> dict[ObjectId, ObjectTrack]:
-        return {
-            obj_id: track
-            for obj_id, track in self.state.objects.items()
-            if self.scope.includes(obj_id) and self.scope.covers(track, frame_idx, self.reverse)
-        }
+        included = self._included().items()
+        return {obj_id: track for obj_id, track in included if self.scope.covers(track, frame_idx, self.reverse)}
 
-    def _scores(self) -> list[Tensor]:
-        return [output.object_score_logits.to(self.state.device) for output in self._outputs]
+    def _show_next(self) -> None:
+        """The frame that was processed is shown now: its outputs enter the session."""
+        self._shown = self._next
+        tracks = list(self._shown.tracks.values())
+        self.tracker._commit_frame(self.state, tracks, self._found, self._shown.frame_idx, self.reverse)
 
-    def _ious(self) -> list[Tensor]:
-        return [_iou(output).to(self.state.device) for output in self._outputs]
-
-    def _carry(self, frame_idx: int, logits: np.ndarray) -> Tensor:
-        """Show masks (N, h, w) that were carried to a skipped frame; returns them as (N, 1, h, w)."""
+    def _carry(self, decision: FrameDecision, logits: np.ndarray) -> list[Tensor]:
+        """Show masks (N, h, w) that were carried to a skipped frame; returns N of (1, 1, h, w)."""
+        tracks, outputs = [*self._shown.tracks.values()], self._shown.outputs
         masks = torch.tensor(logits, device=self.state.storage_device)[:, None]
-        tracks = [self.state.objects.get(obj_id) for obj_id in self._tracked]
-        scores, ious = stack_numbers(self._scores()).tolist(), stack_numbers(self._ious()).tolist()
+        scores = stack_numbers([output.object_score_logits for output in outputs]).tolist()
+        ious = stack_numbers([_iou(output) for output in outputs]).tolist()
         for i, track in enumerate(tracks):
-            if track is not None:  # it may have been removed since
-                track.carry(frame_idx, CarriedMask(masks[i : i + 1], scores[i], ious[i]))
-                track.tracked[frame_idx] = self.reverse
+            track.carry(decision.frame, CarriedMask(masks[i : i + 1], scores[i], ious[i], decision.action))
+            track.tracked[decision.frame] = self.reverse
         if self.state.keep == "window":
-            # A look-ahead shows skipped frames after the key frame beyond them, which is the one to be remembered.
-            newest = min if self.reverse else max
-            position = newest(frame_idx, self._frame_idx)
-            fade([track for track in tracks if track is not None], position, self.tracker.reach)
-        return masks.to(self.state.device, copy=True)  # what is yielded is the caller's to change
+            fade(tracks, decision.frame, self.tracker.reach)
+        return [masks[i : i + 1] for i in range(len(tracks))]
 
-    def _answer(self, decision: FrameDecision, masks: Tensor) -> FrameAnswer:
-        """Put the tracked objects' masks (N, 1, h, w) together with what is known of the others."""
-        t = decision.frame
-        prompted = [o for o in self._shown if (track := self.state.objects.get(o)) and t in track.prompted]
-        if self._tracked == self._shown:
-            return FrameAnswer(decision, list(self._shown), masks, self._scores(), self._ious(), prompted)
-        each = [masks[i : i + 1] for i in range(len(masks))]
-        rows = dict(zip(self._tracked, zip(each, self._scores(), self._ious(), strict=True), strict=True))
-        known = [rows.get(obj_id) or known_result(self.state, obj_id, t, masks) for obj_id in self._shown]
-        shown, scores, ious = ([*column] for column in zip(*known, strict=True))
-        return FrameAnswer(decision, list(self._shown), torch.cat(shown), scores, ious, prompted)
+    def _answer(self, decision: FrameDecision, masks: Sequence[Tensor]) -> FrameAnswer:
+        """Put the tracked objects' masks, N of (1, 1, h, w), together with what is known of the others."""
+        t, device, shown = decision.frame, self.state.device, self._shown
+        rows: dict[ObjectId, ObjectAnswer] = {}
+        for (obj_id, track), output, each in zip(shown.tracks.items(), shown.outputs, masks, strict=True):
+            status = _status(t in track.prompted, decision.action)
+            score = output.object_score_logits.to(device)
+            rows[obj_id] = ObjectAnswer(each.to(device, non_blocking=True), score, _iou(output).to(device), status)
+        known = [rows.get(obj_id) or known_result(self.state, obj_id, t, self._side) for obj_id in shown.obj_ids]
+        return _join(decision, shown.obj_ids, known)
 
 
-def known_answer(state: VideoState, frame_idx: int, like: Tensor) -> FrameAnswer:
-    """What is known of all objects on a frame that was tracked before."""
-    known = [known_result(state, obj_id, frame_idx, like) for obj_id in state.objects]
-    masks, scores, ious = ([*column] for column in zip(*known, strict=True))
-    prompted = [obj_id for obj_id, track in state.objects.items() if frame_idx in track.prompted]
-    return FrameAnswer(state.decision_of[frame_idx], state.obj_ids, torch.cat(masks), scores, ious, prompted)
+@torch.inference_mode()
+def one_way(
+    run: TrackingRun, order: Sequence[int], options: SkipOptions, progress: bool
+) -> Iterator[FrameAnswer]:  # fmt: skip
+    """All frames of an order."""
+    with tqdm(total=len(order), desc="propagate in video", disable=not progress) as bar:
+        for answer in run.frames(order, options):
+            bar.update()
+            yield answer
 
 
-def known_result(state: VideoState, obj_id: ObjectId, frame_idx: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """One object's masks (1, 1, h, w), object score (1, 1) and predicted IoU (1, 1), as they were found before.
+@torch.inference_mode()
+def both_ways(
+    tracker: VideoTracker, state: VideoState, scope: Scope, options: SkipOptions, progress: bool
+) -> Iterator[FrameAnswer]:
+    """All frames of the clip in order of time, after each object was tracked back from its first prompt."""
+    back, on = (TrackingRun(tracker, state, reverse, scope) for reverse in (True, False))
+    back.has_changed()  # prompts since the call
+    if back.is_over():
+        return
+    backward = frame_order(state, max(back.first_prompts()), None, reverse=True)
+    with tqdm(total=len(backward) + state.num_frames, desc="propagate in video", disable=not progress) as bar:
+        for _ in back.frames(backward, options):
+            bar.update()
+        start = 0
+        for answer in on.known_frames():
+            bar.update()
+            yield answer
+            start = answer.decision.frame + 1
+        for answer in on.frames(frame_order(state, start, None, reverse=False), options):
+            bar.update()
+            yield answer
 
-    Args:
-        like: mask logits of the size and on the device that are wanted.
-    """
-    track = state.objects.get(obj_id)
-    prompted = track is not None and frame_idx in track.pending_prompted
-    masks = None if track is None else track.latest_masks(frame_idx, prompted)
-    if track is None or masks is None:
-        nothing = like.new_full((1, 1), NO_OBJ_SCORE)
-        return like.new_full((1, 1, *like.shape[-2:]), NO_OBJ_SCORE), nothing, torch.zeros_like(nothing)
-    output = track.latest_output(frame_idx, prompted)
+
+def nothing_done(frame_idx: int) -> FrameDecision:
+    """What is on record of a frame on which no object was tracked."""
+    return FrameDecision(frame_idx, "reused", 0.0, "no object to track", 0.0)
+
+
+def known_answer(state: VideoState, decision: FrameDecision, side: int) -> FrameAnswer:
+    """What is known of all objects on a frame that was tracked before. `side`: h and w."""
+    known = [known_result(state, obj_id, decision.frame, side) for obj_id in state.objects]
+    return _join(decision, state.obj_ids, known)
+
+
+def known_result(state: VideoState, obj_id: ObjectId, frame_idx: int, side: int) -> ObjectAnswer:
+    """One object as it was found before; without a mask where it was not, or all its prompts were taken back since."""
+    track, device = state.track(obj_id), state.device
+    prompted = frame_idx in track.pending_prompted
+    output = track.latest_output(frame_idx, prompted) if track.has_prompts else None
     if output is not None:
-        return masks.to(like.device), output.object_score_logits.to(like.device), _iou(output).to(like.device)
-    carried = track.carried.get(frame_idx) or track.faded_carried[frame_idx]
-    score, iou = (like.new_full((1, 1), number) for number in (carried.object_score, carried.predicted_iou))
-    return masks.to(like.device), score, iou
+        is_prompt = prompted or frame_idx in track.pending_propagated or frame_idx in track.prompted
+        score, iou = output.object_score_logits.to(device), _iou(output).to(device)
+        return ObjectAnswer(output.pred_masks.to(device), score, iou, _status(is_prompt, "processed"))
+    carried = track.carried.get(frame_idx) or track.faded_carried.get(frame_idx) if track.has_prompts else None
+    if carried is not None:
+        score, iou = (torch.full((1, 1), number, device=device) for number in carried[1:3])
+        return ObjectAnswer(carried.logits.to(device), score, iou, _status(False, carried.action))
+    nothing = torch.full((1, 1, side, side), NO_OBJ_SCORE, device=device)
+    return ObjectAnswer(nothing, nothing[:, :, 0, 0], torch.zeros(1, 1, device=device), None)
+
+
+def _status(prompted: bool, action: Action) -> Status:
+    """How one object came by its mask on a frame with which something was done."""
+    if prompted:
+        return "prompted"
+    return "reused" if action == "reused" else "warped" if action == "warped" else "tracked"
+
+
+def _join(decision: FrameDecision, obj_ids: Sequence[ObjectId], answers: Sequence[ObjectAnswer]) -> FrameAnswer:
+    """The answers of all N objects as one, in memory of its own: what is yielded is the caller's to change."""
+    masks, scores, ious, statuses = ([*column] for column in zip(*answers, strict=True))
+    return FrameAnswer(decision, list(obj_ids), torch.cat(masks), scores, ious, statuses)
 
 
 def key_frame_of(outputs: Sequence[FrameOutput | FadedOutput], frame_idx: int, frame: GateFrame) -> KeyFrame:

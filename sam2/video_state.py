@@ -22,7 +22,7 @@ from sam2.frame_skipping import FrameDecision, SkipOptions, decision_table
 from sam2.modeling.memory_bank import MemoryBank
 from sam2.modeling.outputs import STORED_NAMES, FrameFeatures, FrameOutput, PointInputs, ReadsAsDict
 from sam2.state_views import NOT_WRITABLE, UPSTREAM_NAMES
-from sam2.utils.change_detection import GateFrame
+from sam2.utils.change_detection import Action, GateFrame
 from sam2.utils.frame_loader import FrameLoader
 from sam2.utils.skip_gate import GateMemo
 from sam2.video_memory import FadedOutput, PackedMask, Shelf, pack_masks, unpack_mask
@@ -41,6 +41,7 @@ class CarriedMask(ReadsAsDict):
     masks: Tensor | PackedMask  # low-res logits (1, 1, h, w)
     object_score: float  # logit, of the key frame they come from
     predicted_iou: float  # likewise
+    action: Action  # "reused" or "warped"
 
     obj_ptr = None
     maskmem_features = None
@@ -97,6 +98,11 @@ class ObjectTrack:
         """Whether prompts wait for the next propagation."""
         return bool(self.pending_prompted or self.pending_propagated)
 
+    @property
+    def has_prompts(self) -> bool:
+        """Whether there is a prompted frame to track from."""
+        return bool(self.prompted or self.pending_prompted)
+
     def prompt_frames(self) -> list[int]:
         """Frames with a prompt, in order."""
         return sorted({*self.points, *self.masks})
@@ -150,6 +156,8 @@ class ObjectTrack:
             self.propagated[frame_idx] = output
             # The next prompt here is a first look again, as if the frame had not been tracked.
             self.tracked.pop(frame_idx, None)
+        if not self.has_prompts:
+            self.tracked.clear()  # and so is one on any other frame
 
     def forget_propagated(self, around: int, reach: int) -> None:
         """Drop the propagated outputs up to `reach` frames from `around`, which itself is kept."""
@@ -217,6 +225,7 @@ class VideoState(MutableMapping[str, Any]):
     memory_position: Tensor | None = None  # (1, mem_dim, h, w) position encoding that all memory maps share
     decision_of: dict[int, FrameDecision] = field(default_factory=dict)  # the last one on each frame
     paused: PausedRun | None = None
+    edits: int = 0  # how often prompts or objects changed
     is_closed: bool = False
     notes: dict[str, Any] = field(default_factory=dict)  # what the user keeps here under names of their own
 
@@ -233,6 +242,11 @@ class VideoState(MutableMapping[str, Any]):
         """Put a decision on record, in place of an earlier one on the same frame."""
         self.decision_of.pop(decision.frame, None)
         self.decision_of[decision.frame] = decision
+
+    def note_edit(self) -> None:
+        """Count a change of prompts or objects: the next frame becomes a key frame, in a running loop too."""
+        self.edits += 1
+        self.paused = None
 
     @property
     def num_frames(self) -> int:

@@ -87,7 +87,7 @@ class VideoTracker(SAM2Base):
         if request.reads_memory and (points is not None or not self.use_mask_input_as_output_without_sam):
             self._select(state, track, request)
         output = self._track_object(state, track, request, remember=False)
-        state.paused = None  # the next frame becomes a key frame
+        state.note_edit()
         # Prompts wait here, so that a frame is written to memory once, however many prompts refine it.
         (track.pending_prompted if prompted else track.pending_propagated)[frame_idx] = output
 
@@ -123,19 +123,29 @@ class VideoTracker(SAM2Base):
     def _track_frame(
         self, state: VideoState, tracks: Sequence[ObjectTrack], frame_idx: int, reverse: bool
     ) -> list[FrameOutput]:
-        """Each object's output on a frame: the prompt's answer where there is one, else tracked and remembered."""
+        """Each object's output on a frame: the prompt's answer where there is one, else tracked.
+
+        The session has none of it until `_commit_frame`: with look-ahead, edits may come before the frame is shown.
+        """
         request = FrameRequest(frame_idx, state.num_frames, reverse=reverse)
-        for track in tracks:
+        found: dict[int, FrameOutput] = {}
+        for batch in self._batches(state, [track for track in tracks if frame_idx not in track.prompted], request):
+            found |= zip(map(id, batch), self._track_batch(state, batch, request), strict=True)
+        return [track.prompted.get(frame_idx) or found[id(track)] for track in tracks]
+
+    def _commit_frame(
+        self, state: VideoState, tracks: Sequence[ObjectTrack], outputs: Sequence[FrameOutput], frame_idx: int,
+        reverse: bool,
+    ) -> None:  # fmt: skip
+        """Let memory read what `_track_frame` found, and forget what is out of its reach from here."""
+        for track, output in zip(tracks, outputs, strict=True):
             if frame_idx in track.prompted:
                 self._forget_around_prompt(track, frame_idx)
-        for batch in self._batches(state, [track for track in tracks if frame_idx not in track.prompted], request):
-            for track, output in zip(batch, self._track_batch(state, batch, request), strict=True):
+            else:
                 track.commit_frame(frame_idx, output, prompted=False)
-        for track in tracks:
             track.tracked[frame_idx] = reverse
         if state.keep == "window":
             fade(tracks, frame_idx, self.reach)
-        return [track.prompted.get(frame_idx) or track.propagated[frame_idx] for track in tracks]
 
     def _batches(
         self, state: VideoState, tracks: Sequence[ObjectTrack], request: FrameRequest

@@ -188,6 +188,77 @@ def test_look_ahead_yields_every_frame_once_in_order(predictor, state):
     assert [t for t, action in actions(state).items() if action == "processed"] == [5, 10, 11]
 
 
+@pytest.fixture
+def ahead(predictor):
+    """Look-ahead that takes every fifth frame for a key frame."""
+    predictor.skipping = SkipOptions(50.0, "memory_guided", lookahead=5)
+    return predictor
+
+
+def edited(predictor, state, frame_idx, edit):
+    """The results by frame, `edit` being made after one was shown."""
+    results = {}
+    for result in predictor.propagate_results(state, progress=False):
+        results[result.frame] = result
+        if result.frame == frame_idx:
+            edit()
+    assert list(results) == list(range(LENGTH)) == list(actions(state))
+    return results
+
+
+def test_with_look_ahead_an_object_added_in_the_loop_is_there_on_the_next_frame(ahead, state, clip):
+    results = edited(ahead, state, 2, lambda: ahead.add_new_mask(state, 2, 3, clip.labels[2] > 0))
+    assert [t for t, result in results.items() if 3 in result] == list(range(3, LENGTH))
+    assert [t for t, action in actions(state).items() if action == "processed"] == [3, 8, 11]
+    assert set(results[4]) == {1, 2, 3} and results[4][3].status == "warped"
+
+
+@pytest.mark.parametrize("t", [4, 5])  # of the frames that were decided on already, one that waits and the key frame
+def test_with_look_ahead_a_prompt_on_a_frame_to_come_is_shown_there(ahead, state, clip, t):
+    results = edited(ahead, state, 2, lambda: ahead.add_new_mask(state, t, 2, clip.labels[t] == 1))
+    assert results[t][2].status == "prompted" and actions(state)[t] == "prompted"
+    assert np.mean(results[t][2].mask == (clip.labels[t] == 1)) > 0.98
+    assert list(state.track(2).prompted) == [0, t]
+
+
+def test_with_look_ahead_an_id_that_is_given_anew_is_the_new_object_at_once(ahead, state, clip):
+    def replace():
+        ahead.remove_object(state, 1)
+        ahead.add_new_mask(state, 2, 1, clip.labels[2] == 2)
+
+    results = edited(ahead, state, 2, replace)
+    assert sorted(state.track(1).tracked) == list(range(3, LENGTH))
+    assert list(results[3]) == [2, 1]
+    first, second = results[3][1].mask, results[3][2].mask
+    assert (first & second).sum() > 0.8 * (first | second).sum()
+
+
+def test_with_look_ahead_an_edit_finds_the_session_where_it_was_shown(ahead, clip):
+    def run(keep, edit):
+        with ahead.open(list(clip.frames), keep=keep) as state:
+            ahead.add_new_mask(state, 0, 1, clip.labels[0] == 1)
+            for t, _, logits in ahead.propagate_in_video(state, progress=False):
+                assert max(state.track(1).tracked) == t, "the key frame beyond is none of the session's yet"
+                if t == 7 and edit:
+                    ahead.add_new_points_or_box(state, 6, 1, points=[[40, 40]], labels=[0])
+                yield logits
+
+    window, everything = (list(run(keep, True)) for keep in ("window", "all"))
+    undisturbed = list(run("all", False))
+    assert [torch.equal(a, b) for a, b in zip(window, everything, strict=True)] == [True] * LENGTH
+    assert [torch.equal(a, b) for a, b in zip(window, undisturbed, strict=True)][:8] == [True] * 8
+
+
+def test_with_look_ahead_and_both_directions_each_object_keeps_its_own_masks(ahead, clip):
+    with ahead.open(list(clip.frames), keep="all") as state:
+        for obj_id, t in ((1, 7), (2, 3)):
+            ahead.add_new_mask(state, t, obj_id, clip.labels[t] == obj_id)
+        assert list(track(ahead, state, direction="both")) == list(range(LENGTH))
+        for t in (4, 5, 6):  # forward, only the second object is tracked there
+            assert actions(state)[t] == "warped"
+            assert state.track(1).tracked[t] is True and state.track(2).tracked[t] is False
+
+
 def test_your_own_strategy_decides(predictor, state):
     predictor.skip_strategy = Alternate()
     track(predictor, state)

@@ -20,7 +20,7 @@ ALLOWED = {  # a module, or a folder of them -> the parts of the package that it
     "sam2/video_tracking.py": {"sam2.modeling", "sam2.utils", "sam2.video_state"},
     "sam2/upstream_hooks.py": {"sam2.modeling", "sam2.video_state", "sam2.video_tracking"},
     "sam2/video_propagation.py": {
-        "sam2.modeling", "sam2.utils", "sam2.frame_skipping", "sam2.video_memory", "sam2.video_state",
+        "sam2.modeling", "sam2.utils", "sam2.frame_skipping", "sam2.results", "sam2.video_memory", "sam2.video_state",
         "sam2.video_tracking",
     },
     "sam2/state_file.py": {

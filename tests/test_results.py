@@ -53,20 +53,20 @@ def test_the_status_says_how_an_object_came_by_its_mask(action, status):
     assert result_of(ONE, action)[1].status == status
 
 
-def test_on_a_prompted_frame_the_objects_without_a_prompt_are_tracked():
+def test_each_object_may_have_a_status_of_its_own():
     both = torch.cat([ONE, ONE])
-    assert [each.status for each in result_of(both, "prompted", [4, 5], prompted_ids={5}).objects] == [
-        "tracked",
-        "prompted",
-    ]
+    result = result_of(both, "prompted", [4, 5], statuses=["tracked", "prompted"])
+    assert [each.status for each in result.objects] == ["tracked", "prompted"]
 
 
-def test_an_object_that_is_prompted_on_a_skipped_frame_says_so_and_the_others_stay_skipped():
-    both = torch.cat([ONE, ONE])
-    assert [each.status for each in result_of(both, "reused", [4, 5], prompted_ids={5}).objects] == [
-        "reused",
-        "prompted",
-    ]
+def test_an_object_without_a_result_is_left_out():
+    masks = logits_of("11.. 22..", ".... ....", ".21. .22.")
+    result = result_of(masks, ids=[7, 8, 9], scores=[1.0, 2.0, 3.0], statuses=["reused", None, "tracked"])
+    assert {each.obj_id: each.status for each in result.objects} == {7: "reused", 9: "tracked"}
+    assert [each.object_score for each in result.objects] == pytest.approx([1 / (1 + math.exp(-s)) for s in (1, 3)])
+    assert result.label_map().tolist() == [[7, 9, 9, 0], [7, 7, 9, 0]]
+    nothing = result_of(masks, statuses=[None] * 3)
+    assert nothing.objects == () and not nothing.label_map().any()
 
 
 @pytest.mark.parametrize("action", ["prompted", "processed", "reused", "warped"])
@@ -135,6 +135,8 @@ def test_a_frame_is_read_by_id():
 def test_not_one_mask_and_score_per_object_is_an_error(arguments, message):
     with pytest.raises(ValueError, match=message):
         frame_result(decided(), *arguments)
+    with pytest.raises(ValueError, match="statuses must be 1, one per object, got 0"):
+        frame_result(decided(), [1], ONE, [0.0], [0.0], statuses=[])
 
 
 @pytest.mark.gpu

@@ -68,12 +68,17 @@ GATES = {
     "naive": SkipOptions(0.02),
     "flow": SkipOptions(0.05, "mask_aware", "flow", max_consecutive_skips=3),
     "memory_guided": SkipOptions(0.4, "memory_guided"),
+    "look-ahead": SkipOptions(0.6, "memory_guided", lookahead=6),
 }
 
 
 @pytest.mark.parametrize(
-    ("gate", "reverse"), [("naive", False), ("flow", False), ("memory_guided", False), ("memory_guided", True)]
-)
+    ("gate", "reverse"),
+    [
+        ("naive", False), ("flow", False), ("memory_guided", False), ("memory_guided", True),
+        ("look-ahead", False), ("look-ahead", True),
+    ],
+)  # fmt: skip
 def test_a_run_that_skips_goes_on_with_what_its_gate_knew(predictor, clip, tmp_path, gate, reverse):
     predictor.skipping = GATES[gate]
 
@@ -91,7 +96,11 @@ def test_a_run_that_skips_goes_on_with_what_its_gate_knew(predictor, clip, tmp_p
 
     whole = list(steps(session()))
     assert {decision[1] for _, decision, _ in whole} >= {"prompted", "processed"}
-    for stop in (3, 11):
+    stops = (3, 11)
+    if gate == "look-ahead":
+        skipped = [i for i, (_, decision, _) in enumerate(whole) if decision[1] == "warped"]
+        stops = (3, skipped[0], next(i for i in skipped if i - 1 in skipped and i + 1 in skipped))
+    for stop in stops:
         state = session()
         stopped = next(t for i, (t, _, _) in enumerate(steps(state)) if i == stop)
         predictor.save(state, tmp_path / "session.pt")
@@ -136,6 +145,20 @@ def test_what_was_found_before_is_shown_as_before(predictor, clip, tmp_path):
             assert torch.equal(first, second)
     again = predictor.clear_all_prompts_in_frame(loaded, 3, "two")
     assert torch.equal(again[2], predictor.clear_all_prompts_in_frame(state, 3, "two")[2])
+
+
+def test_statuses_are_those_of_before(predictor, clip, tmp_path):
+    predictor.skip_mad_threshold = 0.01
+    state = prompted(predictor, clip)
+    track(predictor, state)
+    predictor.save(state, tmp_path / "session.pt")
+    loaded = predictor.load(tmp_path / "session.pt", list(clip.frames))
+    predictor.skip_mad_threshold = 0
+    seen = {}
+    for each in (state, loaded):
+        results = predictor.propagate_results(each, 0, progress=False, obj_ids=["two"])
+        seen[each is loaded] = [result[1].status for result in results]
+    assert seen[True] == seen[False] and {"prompted", "tracked", "reused"} <= {*seen[True]}
 
 
 def test_prompts_can_be_refined_after_loading(predictor, clip, tmp_path):

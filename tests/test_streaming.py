@@ -144,6 +144,16 @@ def test_objects_can_be_removed_and_all_may_be_gone_for_a_while(predictor, clip)
             stream.remove(1)
 
 
+def test_a_stream_goes_on_without_an_object_whose_prompt_is_taken_back(predictor, clip):
+    with predictor.stream(color="rgb") as stream:
+        stream.step(clip.frames[0])
+        stream.prompt(1, mask=clip.labels[0] == 1)
+        predictor.clear_all_prompts_in_frame(stream.state, 0, 1)
+        assert len(stream.step(clip.frames[1])) == 0
+        stream.prompt(1, mask=clip.labels[1] == 1)
+        assert stream.step(clip.frames[2])[1].status == "tracked"
+
+
 def test_what_a_stream_keeps_does_not_grow(predictor, clip):
     predictor.skipping, predictor.max_cond_frames_in_attn = GATES["naive"], 2
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sam2.build_sam import build_sam2_video_predictor
+from sam2.frame_skipping import SkipOptions
 from sam2.utils import video_file
 from sam2.utils.drawn_clips import draw_clip
 from sam2.video_propagation import ForwardFrames
@@ -110,13 +111,14 @@ def test_objects_never_seen_on_a_frame_show_none_beside_those_that_are_tracked(p
     assert 3 not in state.track(2).propagated
 
 
-def test_results_name_prompted_and_absent_objects(predictor, state, clip):
-    prompt(predictor, state, clip, (1, 0), (2, 6))
+def statuses(result):
+    return {each.obj_id: each.status for each in result.objects}
+
+
+def test_results_leave_out_objects_that_were_not_looked_for(predictor, state, clip):
+    prompt(predictor, state, clip, (2, 6), (1, 0))
     results = list(predictor.propagate_results(state, progress=False, obj_ids=[1], max_frame_num_to_track=1))
-    assert [[each.status for each in result.objects] for result in results] == [
-        ["prompted", "occluded"],
-        ["tracked", "occluded"],
-    ]
+    assert [statuses(result) for result in results] == [{1: "prompted"}, {1: "tracked"}]
     assert results[1][1].object_score > 0.5 and results[1][1].predicted_iou > 0.5
 
 
@@ -142,6 +144,24 @@ def test_ids_may_come_from_any_iterable_but_not_alone(predictor, state, clip):
     assert next(predictor.propagate_in_video(state, obj_ids=iter([1]), progress=False))[1] == [1]
     with pytest.raises(TypeError, match="obj_ids must be a list of ids, or None for all, got 1"):
         predictor.propagate_in_video(state, obj_ids=1)
+
+
+@pytest.mark.parametrize(("gate", "action"), [("naive", "reused"), ("memory_guided", "warped")])
+def test_each_object_has_the_status_of_its_own_mask_whatever_is_done_with_the_frame_now(
+    predictor, state, clip, monkeypatch, gate, action
+):
+    monkeypatch.setattr(predictor, "skipping", SkipOptions(1000.0, gate))
+    prompt(predictor, state, clip, (1, 0), (2, 3))
+    track(predictor, state, obj_ids=[1])
+    assert state.decision_of[4].action == action
+    predictor.skip_mad_threshold = 0
+    results = list(predictor.propagate_results(state, progress=False, obj_ids=[2]))
+    assert [statuses(result) for result in results[:2]] == [{1: action, 2: "prompted"}, {1: action, 2: "tracked"}]
+    predictor.skip_mad_threshold = 1000.0
+    results = list(predictor.propagate_results(state, 0, progress=False, obj_ids=[1]))
+    assert [statuses(result) for result in results[2:5]] == [
+        {1: action}, {1: action, 2: "prompted"}, {1: action, 2: "tracked"}
+    ]  # fmt: skip
 
 
 # Directions
@@ -189,6 +209,63 @@ def test_both_directions_skip_frames_too(predictor, state, clip, monkeypatch, ga
     assert all((state.track(obj_id).latest_masks(t) is not None) for obj_id in (1, 2) for t in range(LENGTH))
 
 
+def both(predictor, state, edits):
+    """The results by frame, each of `edits` being made after its frame was shown."""
+    results = {}
+    for result in predictor.propagate_results(state, progress=False, direction="both"):
+        results[result.frame] = result
+        edits.get(result.frame, lambda: None)()
+    assert list(results) == list(range(LENGTH))
+    return results
+
+
+def test_an_object_added_before_the_first_prompt_of_both_directions_is_tracked_from_the_next_frame(
+    predictor, state, clip
+):
+    prompt(predictor, state, clip, (1, 4))
+    results = both(predictor, state, {1: lambda: prompt(predictor, state, clip, (2, 1))})
+    assert [statuses(results[t]) for t in range(6)] == [
+        {1: "tracked"}, {1: "tracked"}, *2 * [{1: "tracked", 2: "tracked"}],
+        {1: "prompted", 2: "tracked"}, {1: "tracked", 2: "tracked"},
+    ]  # fmt: skip
+    assert 2 in state.track(1).propagated and 0 not in state.track(2).propagated
+    with predictor.open(list(clip.frames), keep="all") as alone:
+        prompt(predictor, alone, clip, (2, 1))
+        wanted = list(predictor.propagate_results(alone, progress=False))[1:]
+    assert all(np.array_equal(results[each.frame][2].mask, each[2].mask) for each in wanted)
+
+
+def test_a_sticky_correction_before_the_first_prompt_of_both_directions_is_tracked_on_from(predictor, clip):
+    with predictor.open(list(clip.frames), keep="all", corrections="sticky") as state:
+        prompt(predictor, state, clip, (1, 4))
+        results = both(predictor, state, {2: lambda: predictor.add_new_mask(state, 2, 1, clip.labels[2] == 2)})
+        assert [results[t][1].status for t in range(5)] == ["tracked"] * 4 + ["prompted"]
+        assert state.track(1).tracked[3] is False and state.track(1).tracked[1] is True
+
+
+@pytest.mark.parametrize("t", [2, 8])
+def test_a_session_that_is_reset_before_the_first_prompt_of_both_directions_goes_on_with_new_prompts(
+    predictor, state, clip, t
+):
+    def start_again():
+        predictor.reset_state(state)
+        prompt(predictor, state, clip, (2, t))
+
+    prompt(predictor, state, clip, (1, 5))
+    results = both(predictor, state, {2: start_again})
+    seen = [statuses(results[t]) for t in range(3, LENGTH)]
+    before = 0 if t == 2 else t - 3
+    assert seen[:before] == [{}] * before
+    assert seen[before] == {2: "tracked" if t == 2 else "prompted"} and seen[before + 1] == {2: "tracked"}
+
+
+def test_prompts_between_the_call_and_the_first_frame_of_both_directions_count(predictor, state, clip):
+    prompt(predictor, state, clip, (1, 4))
+    results = predictor.propagate_results(state, progress=False, direction="both")
+    prompt(predictor, state, clip, (2, 6))
+    assert all(set(result) == {1, 2} for result in results)
+
+
 # Changes inside the loop
 
 
@@ -234,3 +311,66 @@ def test_what_is_yielded_is_the_callers_to_change(predictor, clip, monkeypatch):
         for _, _, logits in predictor.propagate_in_video(state, progress=False):
             assert not (logits == 7).any()
             logits.fill_(7)
+
+
+@pytest.mark.parametrize("threshold", [0, 1000.0])
+def test_an_object_whose_prompts_are_taken_back_in_the_loop_is_not_tracked_until_it_gets_a_new_one(
+    predictor, state, clip, monkeypatch, threshold
+):
+    monkeypatch.setattr(predictor, "skipping", SkipOptions(threshold))
+    prompt(predictor, state, clip, (1, 0), (2, 0))
+    seen = []
+    for result in predictor.propagate_results(state, progress=False):
+        seen.append(result)
+        if result.frame == 2:
+            predictor.clear_all_prompts_in_frame(state, 0, 2)
+        if result.frame == 5:
+            prompt(predictor, state, clip, (2, 5))
+    shown = [statuses(result).get(2) for result in seen]
+    carried = "reused" if threshold else "tracked"
+    assert shown == ["prompted", carried, carried, None, None, None, "tracked", *5 * [carried]]
+    assert all(1 in result for result in seen)
+    keys = [t for t, decision in state.decision_of.items() if decision.action == "processed"]
+    assert keys == ([3, 6] if threshold else list(range(1, LENGTH)))
+
+
+@pytest.mark.parametrize("threshold", [0, 1000.0])
+def test_a_cleared_object_shows_nothing_of_what_was_found_from_its_prompts(
+    predictor, state, clip, monkeypatch, threshold
+):
+    monkeypatch.setattr(predictor, "skipping", SkipOptions(threshold))
+    prompt(predictor, state, clip, (1, 0), (2, 0))
+    track(predictor, state)
+    predictor.clear_all_prompts_in_frame(state, 0, 2)
+    masks = track(predictor, state, obj_ids=[1])
+    assert all((masks[t][1] == -1024).all() and (masks[t][0] > 0).any() for t in masks)
+
+
+def test_taking_back_one_of_several_prompts_in_the_loop_makes_a_key_frame(predictor, state, clip, monkeypatch):
+    monkeypatch.setattr(predictor, "skipping", SkipOptions(1000.0))
+    prompt(predictor, state, clip, (1, 0), (1, 3))
+    for t, _, _ in predictor.propagate_in_video(state, progress=False):
+        if t == 5:
+            predictor.clear_all_prompts_in_frame(state, 0, 1)
+    assert [d.frame for d in state.decisions if d.action == "processed"] == [6]
+
+
+def test_the_loop_ends_when_no_object_has_a_prompt(predictor, state, clip):
+    prompt(predictor, state, clip, (1, 0))
+    frames = []
+    for t, _, _ in predictor.propagate_in_video(state, progress=False):
+        frames.append(t)
+        if t == 3:
+            predictor.clear_all_prompts_in_frame(state, 0, 1)
+    assert frames == [0, 1, 2, 3]
+    predictor.add_new_points_or_box(state, 3, 1, points=[[40, 40]], labels=[1])  # a first prompt: nothing to correct
+    assert list(state.track(1).pending_prompted) == [3]
+
+
+def test_taking_back_prompts_clears_what_a_paused_run_knew(predictor, state, clip, monkeypatch):
+    monkeypatch.setattr(predictor, "skipping", SkipOptions(1000.0))
+    prompt(predictor, state, clip, (1, 0), (1, 3))
+    next(predictor.propagate_in_video(state, progress=False))
+    assert state.paused is not None
+    predictor.clear_all_prompts_in_frame(state, 3, 1)
+    assert state.paused is None
