@@ -152,7 +152,7 @@ def _track(track: ObjectTrack) -> dict[str, Any]:
         "masks": {t: mask.bool().cpu() for t, mask in track.masks.items()},
         **{name: {t: _output(out) for t, out in getattr(track, name).items()} for name in _OUTPUTS},
         "faded": _pack_faded(track.faded),
-        "carried": {t: (_on_cpu(c.logits), *c[1:]) for t, c in track.carried.items()},
+        "carried": {t: (_on_cpu(c.logits), *c.facts) for t, c in track.carried.items()},
         "faded_carried": _pack_carried(track.faded_carried),
         "tracked": dict(track.tracked),
     }
@@ -229,7 +229,7 @@ def _unpack_faded(stored: Mapping[str, Any] | None, device: torch.device) -> dic
 
 def _pack_carried(carried: Mapping[int, CarriedMask]) -> dict[str, Any]:
     packed = [c.masks if isinstance(c.masks, PackedMask) else pack_masks(c.masks)[0] for c in carried.values()]
-    frames = [(t, *c[1:]) for t, c in carried.items()]
+    frames = [(t, *c.facts) for t, c in carried.items()]
     return {"frames": frames, "packed": _join_packed(packed)}
 
 

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sam2.exports import frame_rate
-from sam2.frame_skipping import SKIPPED, FrameDecision
+from sam2.frame_skipping import FrameDecision
 from sam2.results import FrameResult
 from sam2.track_prompts import Prompt, apply
 from sam2.utils.davis import is_label_map, list_pictures, natural_key, object_folders
@@ -435,10 +435,9 @@ def is_save_due(elapsed: float, save_every: float, save_took: float) -> bool:
 
 def can_go_on(folder: ClipFolder, decision: FrameDecision) -> bool:
     """Whether a session that is saved after this frame leads to the same masks: where nothing but tracking forward is
-    left, and with look-ahead where no frame after it was decided on yet."""
+    left."""
     first_prompts = {prompt.obj_id: prompt.frame for prompt in reversed(folder.prompts)}
-    is_settled = folder.run.options.lookahead == 0 or decision.action not in SKIPPED
-    return is_settled and decision.frame >= max(first_prompts.values())
+    return decision.frame >= max(first_prompts.values())
 
 
 # What went wrong

@@ -333,7 +333,9 @@ def known_result(state: VideoState, obj_id: ObjectId, frame_idx: int, side: int)
         return ObjectAnswer(output.pred_masks.to(device), score, iou, _status(is_prompt, "processed"))
     carried = track.carried.get(frame_idx) or track.faded_carried.get(frame_idx) if track.has_prompts else None
     if carried is not None:
-        score, iou = (torch.full((1, 1), number, device=device) for number in carried[1:3])
+        score, iou = (
+            torch.full((1, 1), number, device=device) for number in (carried.object_score, carried.predicted_iou)
+        )
         return ObjectAnswer(carried.logits.to(device), score, iou, _status(False, carried.action))
     nothing = torch.full((1, 1, side, side), NO_OBJ_SCORE, device=device)
     return ObjectAnswer(nothing, nothing[:, :, 0, 0], torch.zeros(1, 1, device=device), None)

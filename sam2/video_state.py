@@ -48,6 +48,11 @@ class CarriedMask(ReadsAsDict):
     maskmem_pos_enc = None
 
     @property
+    def facts(self) -> tuple[float, float, Action]:
+        """All that is known beside the masks."""
+        return self.object_score, self.predicted_iou, self.action
+
+    @property
     def logits(self) -> Tensor:
         """(1, 1, h, w)."""
         return unpack_mask(self.masks) if isinstance(self.masks, PackedMask) else self.masks

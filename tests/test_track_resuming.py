@@ -196,7 +196,7 @@ STOPS = [  # options; where a run that was stopped at frame 4 goes on, None for 
     pytest.param(["--threshold", "0", "--prompts", "late.json"], None, 0, id="a prompt to come"),
     pytest.param(["--threshold", "0.1", "--max-consecutive-skips", "2"], 4, 3, id="naive"),
     pytest.param(["--threshold", "0.3", "--strategy", "memory_guided"], 4, 3, id="memory_guided"),
-    pytest.param(["--threshold", "0.3", "--strategy", "memory_guided", "--lookahead", "2"], 3, 1, id="look-ahead"),
+    pytest.param(["--threshold", "0.3", "--strategy", "memory_guided", "--lookahead", "2"], 4, 1, id="look-ahead"),
 ]
 
 
