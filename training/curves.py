@@ -7,7 +7,6 @@ click on the first frame, and the mean IoU on the training clips, by step.
 from __future__ import annotations
 
 import argparse
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from sam2.utils.plots import Curve, Point, draw_curves
+from training.logs import whole_rows
 from training.prompts import KINDS
 
 BINS = 40
@@ -23,11 +23,8 @@ BINS = 40
 
 def read_rows(path: Path) -> list[dict[str, float]]:
     """The whole rows of a log, none where there is no log: the run may be under way, or may not measure."""
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [{name: float(value) for name, value in row.items()} for row in rows if None not in row.values()]
+    rows = whole_rows(path) if path.is_file() else []
+    return [{name: float(value or "nan") for name, value in row.items()} for row in rows]
 
 
 def run_curves(folder: Path) -> list[Curve]:

@@ -13,6 +13,12 @@ from sam2.utils.files import replacing
 logger = logging.getLogger(__name__)
 
 
+def whole_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file without the last one if it was cut short: the disk is full, or it is being written."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return list(csv.DictReader(line for line in lines if line.endswith("\n")))
+
+
 class CsvLog:
     """Rows of numbers under a header, appended one by one. Rows after `resume_step` are dropped when it opens."""
 
@@ -20,9 +26,7 @@ class CsvLog:
         self.path = path
         kept: list[dict[str, str]] = []
         if resume_step and path.is_file():
-            with path.open(newline="") as file:
-                rows = [row for row in csv.DictReader(file) if None not in row.values()]  # the disk may have been full
-                kept = [row for row in rows if int(row["step"]) <= resume_step]
+            kept = [row for row in whole_rows(path) if int(row["step"]) <= resume_step]
         self.header = list(kept[0]) if kept else []
         self._rewrite(kept)
 

@@ -64,7 +64,8 @@ class Trainer:
     Raises:
         FileNotFoundError: nothing to resume, or no such checkpoint or data folder.
         FileExistsError: the folder holds a run, and this one is not to resume it.
-        ValueError: a stage freezes what is not there, or everything.
+        ValueError: a checkpoint or saved run of another model, held-out videos without objects, or a stage that freezes
+            what is not there, or everything.
     """
 
     def __init__(self, recipe: Recipe, folder: str | Path, *, resume: bool = False) -> None:
@@ -304,7 +305,10 @@ def _checkpoint(path: str) -> str | Path:
 
 def training_device(recipe: Recipe) -> torch.device:
     """The device of this process; torchrun gives each its own GPU unless the recipe names one."""
-    device = pick_device() if recipe.device is None else torch.device(recipe.device)
+    try:
+        device = pick_device() if recipe.device is None else torch.device(recipe.device)
+    except RuntimeError as error:
+        raise ValueError(f"device: {error}") from error
     if device.type != "cuda" or device.index is not None:
         return device
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))

@@ -21,6 +21,7 @@ from training.prompts import Plan, PromptGroup, add_click, draw_plan, group_prom
 from training.recipe import LossWeights, PromptMix
 
 PRACTICE_UNIT = 8  # of more objects than this, a multiple of it is tried out, so that sizes come again
+FRAMES_AT_ONCE = 8  # that are encoded while nothing is trained
 LOGIT_LIMIT = 32.0  # previous answers are fed back clamped, as the predictors do
 
 
@@ -55,7 +56,8 @@ class ClipModel(nn.Module):
         groups = group_prompts(batch.masks[:, 0, None], mix)
         plan = draw_plan(mix, num_frames)
         bank, tally, kept = MemoryBank({}, {}), Tally(self.weights), {}
-        for t in (*plan.prompted, *(t for t in range(num_frames) if t not in plan.prompted)):
+        order = (*plan.prompted, *(t for t in range(num_frames) if t not in plan.prompted))
+        for t in order:
             features = _features_of(encoded, batch.clip_of, t, num_frames)
             target = batch.masks[:, t, None]  # (B, 1, S, S)
             if t in plan.prompted:
@@ -67,7 +69,7 @@ class ClipModel(nn.Module):
                 output = answers[-1]
             if t == plan.practice_frame:
                 self._practise(features, target, plan.practice_clicks, tally)
-            if t in plan.prompted or t + 1 < num_frames:
+            if t != order[-1]:
                 frames = bank.prompted if t in plan.prompted or t in plan.corrected else bank.propagated
                 frames[t] = self._remember(features, output)  # type: ignore[index]
             if keep_masks:
@@ -77,8 +79,11 @@ class ClipModel(nn.Module):
 
     def _encode(self, frames: Tensor) -> FrameFeatures:
         """Frames uint8 (N, T, 3, S, S) -> the maps of all N T frames."""
-        images = (frames.flatten(0, 1).float() - self.image_mean) / self.image_std
-        return self.network.encode_image(images)
+        # Without gradients only the maps are kept, so that long clips need no more memory than short ones.
+        parts = [frames.flatten(0, 1)] if torch.is_grad_enabled() else frames.flatten(0, 1).split(FRAMES_AT_ONCE)
+        encoded = [self.network.encode_image((part.float() - self.image_mean) / self.image_std) for part in parts]
+        maps = [torch.cat(level) for level in zip(*(part.maps for part in encoded), strict=True)]
+        return FrameFeatures(maps, encoded[0].positions)
 
     def _prompted_frame(
         self, features: FrameFeatures, target: Tensor, groups: list[PromptGroup], clicks: int, tally: Tally

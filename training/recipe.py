@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,26 +21,27 @@ class DataSource:
     kind: str = MISSING  # "drawn", "davis" or "sav"
     weight: float = 1.0  # share of the clips, against the weights of the other sources
     root: str | None = None  # folder of "davis" and "sav"
-    split: str | None = None  # "davis": name of the list of sequences; None takes every annotated sequence
+    split: str | None = None  # "davis": name of the list of sequences; None takes every annotated one, as "sav" does
     augment: bool = True  # flip, crop and colours of real clips; drawn clips vary by themselves
     max_stride: int = 3  # "davis" and "sav": at most every n-th frame is taken
 
 
 @dataclass
 class PromptMix:
-    """How objects are prompted on the first frame, and how the answer is corrected. Shares of objects, of steps."""
+    """How objects are prompted, on the first frame and perhaps others, and how answers are corrected.
+
+    Shares of objects, then of steps.
+    """
 
     mask: float = 0.6
     box: float = 0.2
     click: float = 0.2
     prompted_frames: int = 1  # the first one, and by chance up to this many in all, are prompted before tracking
     correction: float = 0.3  # share of steps in which later frames get corrective clicks
-    corrected_frames: int = 1  # 1 to this many of them
-    first_correction: float = 0.3  # share of steps in which boxes and clicks on the first frame are corrected at once
+    corrected_frames: int = 1  # at most so many of them; those that are prompted already are left out
+    first_correction: float = 0.3  # share of steps in which boxes and clicks on prompted frames are corrected at once
     max_corrections: int = 3  # clicks on a corrected frame: 1 to this many
-    practice: float = (
-        0.0  # share of steps in which a box and a click are tried on a frame and corrected, beside tracking
-    )
+    practice: float = 0.0  # share of steps in which a box and a click are tried on a frame, beside tracking
 
 
 @dataclass
@@ -90,7 +90,7 @@ class Optimiser:
 
 @dataclass
 class Validation:
-    """Held-out drawn clips, and a folder of the same layout as a source if there is one."""
+    """How often the averaged weights are measured, and on what: drawn clips or a folder."""
 
     every: int = 250  # steps; 0 never
     clips: int = 12  # at most; of a folder the beginnings of as many videos
@@ -175,10 +175,15 @@ def _check(recipe: Recipe) -> None:
         _check_stage(f"stages.{i}", stage)
     if recipe.validation.source is not None:
         _check_source("validation.source", recipe.validation.source, ("davis", "sav"))
-    _check_bounds("", recipe, {"workers": 0, "save_minutes": 0, "log_every": 1, "positional_heads": 0})
+    _check_bounds("", recipe, {"workers": 0, "save_minutes": 0, "log_every": 1})
     if recipe.threads is not None:
         _check_bounds("", recipe, {"threads": 1})
-    _check_bounds("validation.", recipe.validation, {"every": 0, "clips": 1, "frames": 2})
+    if not any(source.weight > 0 for source in recipe.data):
+        raise ValueError("data: no source has a weight above 0")
+    _check_bounds("validation.", recipe.validation, {"every": 0})
+    if recipe.validation.every > 0:
+        _check_bounds("validation.", recipe.validation, {"clips": 1, "frames": 2})
+        _check_shares("validation.", recipe.validation, ("difficulty",))
     _check_bounds("loss.", recipe.loss, {"focal": 0, "dice": 0, "iou": 0, "presence": 0})
     _check_optimiser(recipe.optimiser)
     if recipe.precision not in PRECISIONS:
@@ -193,14 +198,18 @@ def _check_bounds(prefix: str, record: Any, least: Mapping[str, float]) -> None:
             raise ValueError(f"{prefix}{name} must be at least {bound}, got {getattr(record, name)}")
 
 
+def _check_shares(prefix: str, record: Any, names: Sequence[str]) -> None:
+    for name in names:
+        if not 0 <= getattr(record, name) <= 1:
+            raise ValueError(f"{prefix}{name} must be from 0 to 1, got {getattr(record, name)}")
+
+
 def _check_source(place: str, source: DataSource, kinds: Sequence[str]) -> None:
     if source.kind not in kinds:
         raise ValueError(f"{place}.kind must be {', '.join(kinds[:-1])} or {kinds[-1]}, got {source.kind!r}")
     if source.kind != "drawn" and not source.root:
         raise ValueError(f"{place}.root, the folder of the {source.kind} clips, is missing")
-    if not 0 < source.weight < math.inf:
-        raise ValueError(f"{place}.weight must be above 0, got {source.weight}")
-    _check_bounds(f"{place}.", source, {"max_stride": 1})
+    _check_bounds(f"{place}.", source, {"max_stride": 1, "weight": 0})
 
 
 def _check_stage(place: str, stage: Stage) -> None:
@@ -216,8 +225,13 @@ def _check_stage(place: str, stage: Stage) -> None:
     if min(mix.mask, mix.box, mix.click) < 0 or mix.mask + mix.box + mix.click <= 0:
         raise ValueError(f"{place}.prompts: mask, box and click must be shares, got {mix}")
     _check_bounds(f"{place}.prompts.", mix, {"max_corrections": 1, "prompted_frames": 1, "corrected_frames": 1})
-    if stage.frames == 1 and mix.mask > 0:
+    _check_shares(f"{place}.prompts.", mix, ("correction", "first_correction", "practice"))
+    if mix.mask > 0 and stage.frames == 1:
         raise ValueError(f"{place}.prompts.mask must be 0 for single frames: a given mask leaves nothing to learn")
+    if mix.prompted_frames > 1 and stage.frames <= mix.prompted_frames:
+        raise ValueError(
+            f"{place}.prompts.prompted_frames must leave frames to track, got {mix.prompted_frames} of {stage.frames}"
+        )
 
 
 def _check_optimiser(options: Optimiser) -> None:

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from sam2.utils.frame_loader import resize_frame
+from sam2.utils.prompts import resize_mask
 
 SMALLEST_CROP = 0.6  # of each side
 LARGEST_TURN = 12.0  # degrees
@@ -44,8 +44,7 @@ class View(NamedTuple):
     def mask(self, mask: np.ndarray, size: int) -> np.ndarray:
         """A bool mask (H, W) -> (size, size), resized as the predictor does it with mask prompts."""
         cropped = torch.from_numpy(self._crop(mask)).float()[None, None]
-        resized = F.interpolate(cropped, (size, size), mode="bilinear", align_corners=False, antialias=True)
-        return self._place(resized[0, 0].numpy()) >= 0.5
+        return self._place(resize_mask(cropped, (size, size))[0, 0].numpy()) >= 0.5
 
     def _crop(self, picture: np.ndarray) -> np.ndarray:
         height, width = picture.shape[:2]

@@ -25,7 +25,7 @@ def test_a_resumed_log_drops_what_will_be_done_again(tmp_path: Path):
 
 
 def test_a_row_that_was_cut_short_is_dropped(tmp_path: Path):
-    (tmp_path / "a.csv").write_text("step,loss,lr\n1,0.5,0.1\n2,0.4")
+    (tmp_path / "a.csv").write_text("step,loss,lr\n1,0.5,0.1\n2,0.4,0.0")  # of 0.015, say
     CsvLog(tmp_path / "a.csv", 2)
     assert [row["step"] for row in rows(tmp_path / "a.csv")] == ["1"]
 

@@ -252,6 +252,8 @@ def test_each_process_has_a_gpu_of_its_own_unless_one_is_named(recipe: Recipe, m
     assert [str(device) for device in devices] == ["cuda:3", "cuda:1", "cpu"]
     monkeypatch.setattr("training.loop.pick_device", lambda: torch.device("cuda"))
     assert str(training_device(replace(recipe, device=None))) == "cuda:3"
+    with pytest.raises(ValueError, match="device: .*gpu"):
+        training_device(replace(recipe, device="gpu"))
 
 
 def test_videos_that_are_trained_on_and_measured_are_pointed_out(

@@ -107,6 +107,32 @@ def test_further_prompted_frames_are_remembered_before_anything_is_tracked(
     assert torch.equal(masks[:, 2], batch.masks[:, 2]), "a given mask is the answer"
 
 
+def test_without_gradients_long_clips_are_encoded_a_part_at_a_time(
+    model: ClipModel, batch: ClipBatch, monkeypatch: pytest.MonkeyPatch
+):
+    whole = masks_of(model, batch)
+    counts: list[int] = []
+    encode = model.network.encode_image
+    monkeypatch.setattr(model.network, "encode_image", lambda images: counts.append(len(images)) or encode(images))
+    monkeypatch.setattr("training.model.FRAMES_AT_ONCE", 4)
+    assert torch.equal(masks_of(model, batch), whole)
+    model(batch, MASKS_ONLY)
+    assert counts == [4, 2, 6]
+
+
+def test_memory_is_written_for_frames_that_are_read_only(
+    model: ClipModel, batch: ClipBatch, monkeypatch: pytest.MonkeyPatch
+):
+    written: list[int] = []
+    remember = ClipModel._remember
+    monkeypatch.setattr(ClipModel, "_remember", lambda self, *args: written.append(1) or remember(self, *args))
+    masks_of(model, batch)
+    assert len(written) == 2
+    single = ClipBatch(batch.frames[:, :1], batch.masks[:, :1], batch.clip_of)
+    masks_of(model, single, PromptMix(mask=0, box=0, click=1))
+    assert len(written) == 2
+
+
 def test_a_trunk_that_is_computed_again_learns_the_same_and_keeps_less(model: ClipModel, batch: ClipBatch):
     def gradients() -> tuple[dict[str, torch.Tensor], int]:
         kept = 0

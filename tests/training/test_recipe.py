@@ -71,7 +71,8 @@ def test_overrides_change_nested_keys_and_items_of_lists(minimal: Path):
         ("optimiser.kind=sgd", "optimiser.kind must be adamw or muon, got 'sgd'"),
         ("loss.stride=3", "loss.stride must be 1, 2 or 4, got 3"),
         ("seed=[", "while parsing"),
-        ("data=[{kind: drawn, weight: 0}]", "data.0.weight must be above 0, got 0"),
+        ("data=[{kind: drawn, weight: 0}]", "data: no source has a weight above 0"),
+        ("data=[{kind: drawn, weight: -1}]", "data.0.weight must be at least 0, got -1"),
         ("data=[{kind: sav, root: there, max_stride: 0}]", "data.0.max_stride must be at least 1, got 0"),
         ("validation.source={kind: films}", "validation.source.kind must be davis or sav, got 'films'"),
         ("validation.source={kind: davis}", "validation.source.root, the folder of the davis clips, is missing"),
@@ -83,6 +84,9 @@ def test_overrides_change_nested_keys_and_items_of_lists(minimal: Path):
         ("stages.0.lr=-1", "stages.0.lr must be at least 0, got -1"),
         ("stages.0.lr=.nan", "stages.0.lr must be at least 0, got nan"),
         ("stages.0.prompts.max_corrections=0", "stages.0.prompts.max_corrections must be at least 1, got 0"),
+        ("stages.0.prompts.correction=-1", "stages.0.prompts.correction must be from 0 to 1, got -1"),
+        ("stages.0.prompts.prompted_frames=2", "prompted_frames must leave frames to track, got 2 of 2"),
+        ("validation.difficulty=2", "validation.difficulty must be from 0 to 1, got 2"),
         ("loss.dice=-1", "loss.dice must be at least 0, got -1"),
         ("optimiser.betas=[0.9]", "optimiser.betas must be two numbers"),
         ("optimiser.ema=1.5", "optimiser.ema must be from 0 to below 1, got 1.5"),
@@ -92,6 +96,11 @@ def test_overrides_change_nested_keys_and_items_of_lists(minimal: Path):
 def test_what_is_wrong_is_named(minimal: Path, override: str, message: str):
     with pytest.raises(ValueError, match=message):
         load_recipe(minimal, [override])
+
+
+def test_a_source_may_be_left_out_and_what_is_not_measured_may_be_empty(minimal: Path):
+    recipe = load_recipe(minimal, ["data=[{kind: drawn}, {kind: drawn, weight: 0}]", "validation={every: 0, clips: 0}"])
+    assert recipe.data[1].weight == 0 and recipe.validation.clips == 0
 
 
 def test_a_recipe_that_is_no_yaml_is_named(tmp_path: Path):
