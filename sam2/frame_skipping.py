@@ -125,8 +125,9 @@ class MaskSource(Protocol):
         """Whether there is nothing left to track."""
         ...
 
-    def has_changed(self) -> bool:
-        """Whether prompts or objects changed since this was last asked: the next frame must not be skipped then."""
+    def take_edits(self) -> bool:
+        """Take in what the user did since the last call: whether prompts or objects changed, so that the next frame
+        must not be skipped."""
         ...
 
     def is_prompted(self, frame_idx: int) -> bool:
@@ -163,7 +164,7 @@ def gated_frames(
     waiting: list[FrameDecision] = []  # frames that are answered when the next key frame is known
     while (frame_idx := next(upcoming, None)) is not None:
         start = time.perf_counter()
-        if source.has_changed():
+        if source.take_edits():
             gate.forget()
         if source.is_over():
             return
@@ -187,7 +188,7 @@ def gated_frames(
         for i, (skipped, logits) in enumerate(zip(waiting, answers, strict=False), 1):
             record = record._replace(seconds=record.seconds - share)
             yield Answered(skipped._replace(seconds=skipped.seconds + share), logits)
-            if source.has_changed():
+            if source.take_edits():
                 # What was prepared no longer holds: go on at the frame after the one that was shown.
                 gate.forget()
                 upcoming = itertools.chain((each.frame for each in waiting[i:]), [frame_idx], upcoming)
@@ -201,7 +202,7 @@ def all_frames(order: Sequence[int], source: MaskSource) -> Iterator[Answered]:
     """Process every frame, in order: SAM 2 as it is."""
     for frame_idx in order:
         start = time.perf_counter()
-        source.has_changed()
+        source.take_edits()
         if source.is_over():
             return
         action = "prompted" if source.is_prompted(frame_idx) else "processed"
@@ -224,7 +225,7 @@ class RecordedMasks:
     def is_over(self) -> bool:
         return False
 
-    def has_changed(self) -> bool:
+    def take_edits(self) -> bool:
         return False
 
     def is_prompted(self, frame_idx: int) -> bool:

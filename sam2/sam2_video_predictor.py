@@ -72,8 +72,9 @@ class SAM2VideoPredictor(UpstreamHooks):
             the correction instead of tracking the frame anew; `init_state(..., corrections="sticky")` is the same for
             one session.
         skip_mad_threshold, skip_strategy, skip_warp, skip_lookahead, max_consecutive_skips: which frames to skip, and
-            how (`SkipOptions`); also attributes, which can be set at any time and count from the next propagation. The
-            default skips frames that hardly differ from the last processed one; a threshold of 0 or None skips none.
+            how (`SkipOptions`); also attributes, which can be set at any time and count from the next start of a loop.
+            The default skips frames that hardly differ from the last processed one; a threshold of 0 or None skips
+            none.
         max_batch_objects: so many objects at most go through the network at once; None takes 1 on a CPU, where
             batches gain little and an object's masks are then the same bit for bit whatever the others are, and 16
             elsewhere, where they differ by rounding. Only objects that remember the same frames share a batch.
@@ -424,8 +425,8 @@ class SAM2VideoPredictor(UpstreamHooks):
             Frame index, object ids, mask logits (objects, 1, height, width), above 0 inside an object.
 
         Raises:
-            ValueError, TypeError: bad arguments, at the call. RuntimeError: there is nothing to track, when the loop
-                starts: it may be made before its prompts.
+            ValueError, TypeError: bad arguments, at the call. Where the loop starts, as it may be made before its
+                prompts: ValueError for an unknown id in `obj_ids`, RuntimeError if there is nothing to track.
         """
         answers = self._plan(
             inference_state, start_frame_idx, max_frame_num_to_track, reverse, progress, obj_ids, direction

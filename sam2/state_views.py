@@ -1,5 +1,5 @@
 """A session under the keys of upstream's `inference_state`. What is read, deleted or set here is the session itself;
-what cannot be set says so, and is never lost in silence.
+dicts that cannot be written to say so. Lists, such as `obj_ids`, are copies.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class FrameView(MutableMapping[int, Any]):
         stores: where it lies; a frame is in one of them at most.
         read: from a frame index and what is stored to what is shown.
         write: takes a frame index and what is given for it.
+        changed: called after a frame was written or deleted.
     """
 
     def __init__(
@@ -46,17 +47,20 @@ class FrameView(MutableMapping[int, Any]):
         *stores: MutableMapping[int, Any],
         read: Callable[[int, Any], Any] = lambda _, stored: stored,
         write: Callable[[int, Any], None],
+        changed: Callable[[], None] = lambda: None,
     ) -> None:
-        self._stores, self._read, self._write = stores, read, write
+        self._stores, self._read, self._write, self._changed = stores, read, write, changed
 
     def __getitem__(self, frame_idx: int) -> Any:
         return self._read(frame_idx, self._store_of(frame_idx)[frame_idx])
 
     def __setitem__(self, frame_idx: int, value: Any) -> None:
         self._write(frame_idx, value)
+        self._changed()
 
     def __delitem__(self, frame_idx: int) -> None:
         del self._store_of(frame_idx)[frame_idx]
+        self._changed()
 
     def __contains__(self, frame_idx: object) -> bool:
         return any(frame_idx in store for store in self._stores)
@@ -88,14 +92,14 @@ def _points(track: ObjectTrack) -> FrameView:
     def write(frame_idx: int, value: Mapping[str, Any]) -> None:
         track.points[frame_idx] = PointInputs(value["point_coords"], value["point_labels"])
 
-    return FrameView(track.points, read=lambda _, points: points._asdict(), write=write)
+    return FrameView(track.points, read=lambda _, points: Shown(points._asdict()), write=write)
 
 
 def _tracked(track: ObjectTrack) -> FrameView:
     def write(frame_idx: int, value: Mapping[str, Any]) -> None:
         track.tracked[frame_idx] = bool(value["reverse"])
 
-    return FrameView(track.tracked, read=lambda _, reverse: {"reverse": reverse}, write=write)
+    return FrameView(track.tracked, read=lambda _, reverse: Shown(reverse=reverse), write=write)
 
 
 def _outputs(state: VideoState, track: ObjectTrack) -> Shown:
@@ -106,7 +110,9 @@ def _outputs(state: VideoState, track: ObjectTrack) -> Shown:
         track.commit_frame(frame_idx, output, prompted)
 
     return Shown(
-        cond_frame_outputs=FrameView(track.prompted, write=lambda t, value: write(t, value, True)),
+        cond_frame_outputs=FrameView(
+            track.prompted, write=lambda t, value: write(t, value, True), changed=state.note_edit
+        ),
         non_cond_frame_outputs=FrameView(
             track.propagated, track.faded, track.carried, track.faded_carried,
             write=lambda t, value: write(t, value, False),
@@ -127,12 +133,12 @@ def _as_output(value: Mapping[str, Any]) -> FrameOutput:
 
 
 def _cached_features(state: VideoState) -> FrameView:
-    """Frame index -> (image (1, 3, S, S), what `forward_image` made of it)."""
+    """Frame index -> (image (1, 3, S, S), None where a stream has it no longer, what `forward_image` made of it)."""
 
     def read(frame_idx: int, features: FrameFeatures) -> tuple[Any, dict[str, Any]]:
-        image = state.frames[frame_idx].to(state.device)[None]
+        image = state.frames[frame_idx].to(state.device)[None] if state.frames.has(frame_idx) else None
         maps, positions = list(features.maps), list(features.positions)
-        return image, {"vision_features": features.top, "vision_pos_enc": positions, "backbone_fpn": maps}
+        return image, Shown(vision_features=features.top, vision_pos_enc=positions, backbone_fpn=maps)
 
     def write(frame_idx: int, value: tuple[Any, Mapping[str, Any]]) -> None:
         encoded = value[1]

@@ -217,11 +217,8 @@ class VideoStream:
 
     def _commit_last(self) -> None:
         """Write prompts on the last frame to memory while that frame is there: those on the next one replace it."""
-        pending = [track for track in self.state.objects.values() if track.has_pending]
-        for track in pending:
+        for track in self.state.objects.values():
             self.predictor._commit_prompts(self.state, track)
-        if pending:
-            self._answers = None  # the next frame is a key frame
 
     def _apply(self, prompt: Prompt) -> None:
         if prompt.mask is not None:

@@ -286,7 +286,8 @@ class ClipFolder:
             return any(self.path.glob("[!.]*.png")) or any(self.path.glob("*/[!.]*.png"))
         path = self.path / EXPORTS[format]
         if format == "mp4" and path.exists():
-            return math.isclose(_rate(path), fps or _rate(self.clip.path), rel_tol=0.01)
+            shown, wanted = _rate(path), fps or _rate(self.clip.path)
+            return shown is None or (wanted is not None and math.isclose(shown, wanted, rel_tol=0.01))
         return path.exists()
 
     def export(self, results: VideoResults, formats: Sequence[str], fps: float | None) -> list[str]:
@@ -307,11 +308,11 @@ class ClipFolder:
         self.run.finish(self.clip.name, results.decisions, results.about["seconds"])
 
 
-def _rate(video: Path) -> float:
-    """Frames per second of a video; 0 where it cannot be read."""
+def _rate(video: Path) -> float | None:
+    """Frames per second of a video; 0 where it cannot be read, None of a single frame."""
     try:
         with contextlib.closing(open_source(video)) as source:
-            return frame_rate(source)
+            return frame_rate(source) if len(source) > 1 else None
     except (OSError, ValueError):
         return 0.0
 

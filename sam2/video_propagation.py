@@ -139,7 +139,7 @@ class TrackingRun:
 
     def __init__(self, tracker: VideoTracker, state: VideoState, reverse: bool, scope: Scope) -> None:
         self.tracker, self.state, self.reverse, self.scope = tracker, state, reverse, scope
-        self._edits = state.edits  # when the loop last asked
+        self._edits = (state.edits, state.obj_ids)  # when they were last taken in
         nothing = ProcessedFrame(-1, [], {}, [])
         self._shown = self._next = nothing  # the frame processed last that was shown, and the one processed last
         self._found: list[FrameOutput] = []  # on the latter
@@ -175,7 +175,7 @@ class TrackingRun:
             decision = self.state.decision_of.get(frame_idx) or nothing_done(frame_idx)
             yield known_answer(self.state, decision, self._side)
             frame_idx += 1
-            self.has_changed()
+            self.take_edits()
 
     def first_prompts(self) -> list[int]:
         """The first prompted frame of each object that is tracked."""
@@ -214,12 +214,11 @@ class TrackingRun:
         self.state.check_open()
         return not self._included()
 
-    def has_changed(self) -> bool:
+    def take_edits(self) -> bool:
         self.state.check_open()
         for track in self.state.objects.values():
-            if track.has_pending:
-                self.tracker._commit_prompts(self.state, track)
-        before, self._edits = self._edits, self.state.edits
+            self.tracker._commit_prompts(self.state, track)
+        before, self._edits = self._edits, (self.state.edits, self.state.obj_ids)
         return before != self._edits
 
     def is_prompted(self, frame_idx: int) -> bool:
@@ -278,9 +277,7 @@ class TrackingRun:
 
 
 @torch.inference_mode()
-def one_way(
-    run: TrackingRun, order: Sequence[int], options: SkipOptions, progress: bool
-) -> Iterator[FrameAnswer]:  # fmt: skip
+def one_way(run: TrackingRun, order: Sequence[int], options: SkipOptions, progress: bool) -> Iterator[FrameAnswer]:
     """All frames of an order."""
     with tqdm(total=len(order), desc="propagate in video", disable=not progress) as bar:
         for answer in run.frames(order, options):
@@ -294,9 +291,6 @@ def both_ways(
 ) -> Iterator[FrameAnswer]:
     """All frames of the clip in order of time, after each object was tracked back from its first prompt."""
     back, on = (TrackingRun(tracker, state, reverse, scope) for reverse in (True, False))
-    back.has_changed()  # prompts since the call
-    if back.is_over():
-        return
     backward = frame_order(state, max(back.first_prompts()), None, reverse=True)
     with tqdm(total=len(backward) + state.num_frames, desc="propagate in video", disable=not progress) as bar:
         for _ in back.frames(backward, options):

@@ -93,6 +93,8 @@ class VideoTracker(SAM2Base):
 
     def _commit_prompts(self, state: VideoState, track: ObjectTrack) -> None:
         """Write an object's pending outputs to memory."""
+        if track.has_pending:
+            state.note_edit()  # they may have been put there by hand, under upstream's keys
         for prompted in (False, True):
             pending = track.pending_prompted if prompted else track.pending_propagated
             for frame_idx in list(pending):

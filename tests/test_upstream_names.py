@@ -147,6 +147,44 @@ def test_what_cannot_be_set_says_what_to_use_instead(predictor, clip, write):
     assert len(track(predictor, state)) == LENGTH
 
 
+@pytest.mark.parametrize("route", ["waiting prompt", "prompt", "prompt taken away", "object taken away"])
+def test_what_is_changed_by_hand_in_a_loop_makes_the_next_frame_a_key_frame(predictor, clip, route):
+    predictor.skip_mad_threshold = 1000.0
+    state = session(predictor, clip, obj_ids=(1, 2))
+    shown = {}
+    for t, obj_ids, logits in predictor.propagate_in_video(state, progress=False):
+        shown[t] = dict(zip(obj_ids, (logits > 0).flatten(1).any(1).tolist(), strict=True))
+        if t == 3:
+            prompts = state["output_dict_per_obj"][0]["cond_frame_outputs"]
+            if route == "waiting prompt":
+                state["temp_output_dict_per_obj"][0]["cond_frame_outputs"][3] = prompts[0]
+            elif route == "prompt":
+                prompts[3] = prompts[0]
+            elif route == "prompt taken away":
+                prompts.clear()
+            else:
+                del state.objects[2]
+    assert [state.decision_of[t].action for t in (3, 4, 5)] == ["reused", "processed", "reused"]
+    expected = {"prompt taken away": {1: False, 2: True}, "object taken away": {1: True}}
+    assert shown[3] == {1: True, 2: True} and shown[5] == expected.get(route, shown[3])
+
+
+def test_frames_that_a_stream_has_no_longer_are_shown_without_their_image(predictor, clip):
+    predictor.skip_mad_threshold = 1000.0
+    with predictor.stream(color="rgb") as stream:
+        stream.prompt(1, mask=clip.labels[0] == 1)
+        for frame in clip.frames[:3]:
+            stream.step(frame)
+        cached = dict(stream.state["cached_features"].items())
+    assert [image for image, _ in cached.values()] == [None] and cached[0][1]["backbone_fpn"]
+
+
+def test_a_session_is_equal_to_itself_alone(predictor, clip):
+    state = session(predictor, clip)
+    copied = copy.deepcopy(state)
+    assert state == state and state != copied and copied in [state, copied] and len({state, copied}) == 2
+
+
 def test_names_of_the_users_own_can_be_kept_in_the_session(predictor, clip):
     state = session(predictor, clip)
     state["frame_names"] = ["a", "b"]
@@ -242,7 +280,7 @@ def test_skipped_frames_are_no_memory_for_a_loop_over_the_inner_methods(predicto
             state, state["output_dict_per_obj"][0], 4, 1, False, None, None, False, True
         )
     predictor.skip_mad_threshold = 0
-    assert torch.equal(output.pred_masks, state.track(1).propagated.get(4, output).pred_masks)
+    assert 4 not in state.track(1).propagated
     track(predictor, state, start_frame_idx=4, max_frame_num_to_track=0)
     assert torch.equal(output.pred_masks, state.track(1).propagated[4].pred_masks)
 

@@ -6,9 +6,14 @@ import errno
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 @contextmanager
@@ -37,12 +42,15 @@ def write_text(path: Path, text: str) -> None:
 def locked(path: Path) -> Iterator[None]:
     """Keep other processes out of the block, by a lock on a file that is there as long as the block runs.
 
-    A killed process leaves the file, which then locks nothing. On Windows, and on file systems that know no locks,
-    nobody is kept out.
+    A killed process leaves the file, which then locks nothing. Nobody is kept out on file systems that know no locks,
+    and on Windows, where there is no file either.
 
     Raises:
         BlockingIOError: another process is in such a block.
     """
+    if fcntl is None:
+        yield
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
         # Who was in the block may have removed the file since it was opened here: its lock would keep nobody out.
@@ -51,16 +59,12 @@ def locked(path: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            with suppress(PermissionError):  # Windows removes no open file
-                path.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
 
 
 def _lock(file: IO[bytes]) -> bool:
     """Lock an open file if it can be; False where another process has."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return True
+    assert fcntl is not None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

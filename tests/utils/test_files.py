@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from sam2.utils import files
 from sam2.utils.files import locked, write_text
+
+try:
+    import fcntl
+except ImportError:
+    fcntl = None
+
+needs_locks = pytest.mark.skipif(fcntl is None, reason="Windows has no locks of this kind")
 
 
 def test_a_text_is_written_at_once_or_not_at_all(tmp_path, monkeypatch):
@@ -23,9 +31,7 @@ def test_a_text_is_written_at_once_or_not_at_all(tmp_path, monkeypatch):
     assert (tmp_path / "new" / "a.json").read_text() == "old" and os.listdir(tmp_path / "new") == ["a.json"]
 
 
-fcntl = pytest.importorskip("fcntl")
-
-
+@needs_locks
 def test_a_lock_keeps_others_out_until_its_block_ends_and_leaves_no_file(tmp_path):
     for _ in range(2):
         with locked(tmp_path / "new" / ".lock"):
@@ -36,6 +42,7 @@ def test_a_lock_keeps_others_out_until_its_block_ends_and_leaves_no_file(tmp_pat
         assert os.listdir(tmp_path / "new") == []
 
 
+@needs_locks
 def test_a_lock_ends_with_its_process(tmp_path):
     path = tmp_path / ".lock"
     code = f"""
@@ -59,6 +66,7 @@ with sam2.utils.files.locked(pathlib.Path({str(path)!r})):
         pass
 
 
+@needs_locks
 def test_a_lock_on_a_file_that_was_removed_meanwhile_locks_nothing(tmp_path, monkeypatch):
     flock = fcntl.flock
 
@@ -71,6 +79,13 @@ def test_a_lock_on_a_file_that_was_removed_meanwhile_locks_nothing(tmp_path, mon
         pass
 
 
+def test_without_locks_nobody_is_kept_out_and_there_is_no_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "fcntl", None)
+    with locked(tmp_path / ".lock"), locked(tmp_path / ".lock"):
+        assert os.listdir(tmp_path) == []
+
+
+@needs_locks
 def test_where_the_file_system_knows_no_locks_work_goes_on(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")
