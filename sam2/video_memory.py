@@ -8,13 +8,13 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sam2.modeling.outputs import STORED_NAMES, FrameOutput, ReadsAsDict
+from sam2.modeling.outputs import CompactOutput, FrameOutput
 
 LEVELS_PER_UNIT = 6  # of asinh(2 logit): fine at the edge of a mask, coarse away from it
 LARGEST_LEVEL = 21  # stands for all logits beyond 7.6, which are far from the edge: only their side is kept
@@ -107,20 +107,16 @@ class Shelf:
 
 
 @dataclass(frozen=True, slots=True)
-class FadedOutput(ReadsAsDict):
+class FadedOutput(CompactOutput):
     """A tracked frame whose memory map is gone. Its object pointer is the exact one.
 
     Reads like a `FrameOutput` that was not written to memory.
     """
 
-    names: ClassVar[tuple[str, ...]] = STORED_NAMES
     packed: PackedMask
     pointer: PointerRow
-    object_score: float  # logit
+    object_score: float
     predicted_iou: float
-
-    maskmem_features = None
-    maskmem_pos_enc = None
 
     @classmethod
     def of(cls, outputs: Sequence[FrameOutput], shelves: Sequence[Shelf]) -> list[FadedOutput]:
@@ -141,16 +137,6 @@ class FadedOutput(ReadsAsDict):
     def pred_masks(self) -> Tensor:
         """Mask logits (1, 1, h, w), float32 on the CPU: see `PackedMask`."""
         return unpack_mask(self.packed)
-
-    @property
-    def object_score_logits(self) -> Tensor:
-        """(1, 1), above 0 where the object is in the frame."""
-        return torch.full((1, 1), self.object_score)
-
-    @property
-    def ious(self) -> Tensor:
-        """(1, 1) predicted IoU."""
-        return torch.full((1, 1), self.predicted_iou)
 
 
 def _scores(output: FrameOutput) -> Tensor:

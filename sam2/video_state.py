@@ -13,14 +13,14 @@ import operator
 from collections import ChainMap
 from collections.abc import Hashable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
 from sam2.frame_skipping import FrameDecision, SkipOptions, decision_table
 from sam2.modeling.memory_bank import MemoryBank
-from sam2.modeling.outputs import STORED_NAMES, FrameFeatures, FrameOutput, PointInputs, ReadsAsDict
+from sam2.modeling.outputs import CompactOutput, FrameFeatures, FrameOutput, PointInputs
 from sam2.state_views import NOT_WRITABLE, UPSTREAM_NAMES
 from sam2.utils.change_detection import Action, GateFrame
 from sam2.utils.frame_loader import FrameLoader
@@ -34,18 +34,15 @@ Corrections = Literal["tracked", "sticky"]
 
 
 @dataclass(frozen=True, slots=True)
-class CarriedMask(ReadsAsDict):
+class CarriedMask(CompactOutput):
     """One object's masks on a skipped frame. Reads like a `FrameOutput` without a pointer, and without memory."""
 
-    names: ClassVar[tuple[str, ...]] = STORED_NAMES
     masks: Tensor | PackedMask  # low-res logits (1, 1, h, w)
-    object_score: float  # logit, of the key frame they come from
+    object_score: float  # of the key frame they come from
     predicted_iou: float  # likewise
     action: Action  # "reused" or "warped"
 
     obj_ptr = None
-    maskmem_features = None
-    maskmem_pos_enc = None
 
     @property
     def facts(self) -> tuple[float, float, Action]:
@@ -61,16 +58,6 @@ class CarriedMask(ReadsAsDict):
     def pred_masks(self) -> Tensor:
         """`logits`."""
         return self.logits
-
-    @property
-    def object_score_logits(self) -> Tensor:
-        """(1, 1), of the key frame: above 0 where the object is in the frame."""
-        return torch.full((1, 1), self.object_score)
-
-    @property
-    def ious(self) -> Tensor:
-        """(1, 1) predicted IoU, of the key frame."""
-        return torch.full((1, 1), self.predicted_iou)
 
 
 @dataclass

@@ -66,6 +66,19 @@ def test_an_overlay_of_another_rate_is_written_anew(videos, built, tmp_path, mon
     assert len(built) == 1
 
 
+def test_an_overlay_of_one_frame_has_no_rate_to_be_wrong(videos, built, tmp_path):
+    pytest.importorskip("av")
+    single = tmp_path / "videos"
+    (single / "two").mkdir(parents=True)
+    for name in ("two/00000.jpg", "two.png", "prompts.json"):
+        (single / name).write_bytes((videos / name).read_bytes())
+    changed = []
+    for resume in ([], ["--resume"]):
+        assert run(single, tmp_path / "out", "--format", "mp4", "--fps", "0.5", *resume, names=["two"]) == 0
+        changed.append((tmp_path / "out" / "two" / "overlay.mp4").stat().st_mtime_ns)
+    assert changed[0] == changed[1]
+
+
 def test_the_next_save_waits_as_the_last_one_took_long(videos, built, tmp_path, monkeypatch):
     saved = []
 

@@ -138,10 +138,13 @@ def test_the_cache_of_encoded_frames_can_be_filled_and_emptied(predictor, clip, 
         lambda state: state["output_dict_per_obj"][0].update(non_cond_frame_outputs={}),
         lambda state: state["obj_id_to_idx"].setdefault(5, 1),
         lambda state: state["constants"].pop("maskmem_pos_enc"),
+        lambda state: state["cached_features"][0][1].clear(),
+        lambda state: state["point_inputs_per_obj"][1][0].update(point_labels=None),
     ],
 )
 def test_what_cannot_be_set_says_what_to_use_instead(predictor, clip, write):
     state = session(predictor, clip)
+    predictor.add_new_points_or_box(state, 0, 2, points=[[20, 20]], labels=[1])
     with pytest.raises(TypeError, match=r"cannot be set from outside: .*predictor.stream\(\).*keep=.*reset_state"):
         write(state)
     assert len(track(predictor, state)) == LENGTH

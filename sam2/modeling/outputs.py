@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -88,6 +89,28 @@ class ReadsAsDict(Mapping[str, Any]):
 
 
 STORED_NAMES = ("maskmem_features", "maskmem_pos_enc", "pred_masks", "obj_ptr", "object_score_logits", "ious")
+
+
+class CompactOutput(ReadsAsDict):
+    """What stays of one object's output on a frame without memory: its scores are numbers, its masks the subclass's."""
+
+    __slots__ = ()
+    names = STORED_NAMES
+    object_score: float  # logit, above 0 where the object is in the frame
+    predicted_iou: float
+
+    maskmem_features = None
+    maskmem_pos_enc = None
+
+    @property
+    def object_score_logits(self) -> Tensor:
+        """(1, 1)."""
+        return torch.full((1, 1), self.object_score)
+
+    @property
+    def ious(self) -> Tensor:
+        """(1, 1) predicted IoU."""
+        return torch.full((1, 1), self.predicted_iou)
 
 
 @dataclass(slots=True)

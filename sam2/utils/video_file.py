@@ -63,7 +63,7 @@ class VideoFile:
     of others, which is seldom another; then it is the number of frames there really are. `has` is certain about a
     frame at any time, `count` about all of them; both step through the file as far as needed, 1 to 2 ms per frame of
     480p. Damage shows when it is reached. (The packets of other containers than MP4 and AVI are read at opening, 0.1 to
-    0.3 s per 10,000 frames if the disk keeps up. Without PyAV, all frames are decoded.)
+    0.4 s per 10,000 frames if the disk keeps up. Without PyAV, all frames are decoded.)
 
     Reading forward decodes each frame once. Reading backward decodes blocks of up to `block_bytes` of frames, and at
     least 8 frames: each block costs a seek to the key frame before it. Seeks are checked by timestamp; where a file
