@@ -184,8 +184,7 @@ def gated_frames(
         answers = gate.remember(source.key_frame(frame_idx, frame))
         share = (time.perf_counter() - decided) / max(len(waiting), 1)
         record = _record(frame_idx, decision, start)
-        # A last frame that could have been skipped has an answer of its own too, which is not needed.
-        for i, (skipped, logits) in enumerate(zip(waiting, answers, strict=False), 1):
+        for i, (skipped, logits) in enumerate(zip(waiting, answers, strict=True), 1):
             record = record._replace(seconds=record.seconds - share)
             yield Answered(skipped._replace(seconds=skipped.seconds + share), logits)
             if source.take_edits():

@@ -99,6 +99,22 @@ def test_lookahead_returns_the_frames_between_from_both_sides():
     assert len(gate.flush()) == 1 and gate.flush() == []
 
 
+@pytest.mark.parametrize("is_continued", [True, False])
+def test_a_key_frame_that_could_have_been_skipped_counts_as_none_of_the_frames_between(is_continued):
+    clip = draw_clip(9, 120, 214, 2, 1, motion="smooth", camera_shift=2.0)
+    gates = [SkipGate(MemoryGuidedPolicy(9.0, lookahead=9), lookahead=True) for _ in range(2)]
+    key, last = clip_key(clip, 0), clip_key(clip, 8)
+    last = last if is_continued else last._replace(logits=last.logits[:1])
+    for gate in gates:
+        gate.remember(key)
+        for t in range(1, 8):
+            gate.decide(t, GateFrame(clip.frames[t]))
+    assert gates[1].decide(8, last.frame).action == "warped"  # and then the user prompts it, or the clip ends there
+    expected, found = (gate.remember(last) for gate in gates)
+    assert len(found) == 7
+    np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("limit, expected", [(0, range(10)), (3, [0, 4, 8])])
 def test_no_policy_skips_more_frames_in_a_row_than_allowed(strategy, limit, expected):
