@@ -204,6 +204,9 @@ class TrackedFrame(NamedTuple):
 def track_frames(predictor: Any, frames: Sequence[Path], first_labels: np.ndarray) -> Iterator[TrackedFrame]:
     """Track every object of the first frame's label map under its own id; yields every frame, in order.
 
+    Pixels of 255 are an object where they are the only ones, as in black and white masks. Beside other ids they mark
+    what the annotators left open, and are not tracked: no score knows such an object.
+
     Args:
         predictor: a `SAM2VideoPredictor`.
         frames: pictures, of one sequence.
@@ -219,6 +222,8 @@ def track_frames(predictor: Any, frames: Sequence[Path], first_labels: np.ndarra
         if first_labels.shape != size:
             raise ValueError(f"{name}: the annotation's size {first_labels.shape} is not that of its frames, {size}")
         object_ids = np.unique(first_labels[first_labels > 0]).tolist()
+        if len(object_ids) > 1 and object_ids[-1] == 255:
+            object_ids.pop()
         if not object_ids:
             raise ValueError(f"{name}: the first frame's annotation has no object")
         for obj_id in object_ids:

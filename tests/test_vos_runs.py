@@ -4,6 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -11,7 +12,7 @@ from PIL import Image
 from sam2.build_sam import EMBEDDED, build_sam2_video_predictor, packaged_file
 from sam2.frame_skipping import SkipOptions
 from sam2.utils.drawn_clips import draw_clip, write_davis_layout
-from sam2.vos_runs import ModelFiles, Rank, planned_decisions, run_token, share_out, warm_up
+from sam2.vos_runs import ModelFiles, Rank, planned_decisions, run_token, share_out, track_frames, warm_up
 
 PUBLISHED = (0.05, 0.07, 0.10, 0.15, 0.25)
 
@@ -116,6 +117,16 @@ def test_warming_up_processes_two_frames(tmp_path, monkeypatch):
     monkeypatch.setattr(predictor, "encode_image", lambda image: processed.append(image.shape) or encode(image))
     warm_up(predictor, root, "a")
     assert len(processed) == 2
+
+
+@pytest.mark.parametrize(("ids", "expected"), [([1, 2, 255], {0, 1, 2}), ([255], {0, 255})])
+def test_255_is_tracked_where_it_is_the_only_id_and_is_void_beside_others(tmp_path, ids, expected):
+    clip = draw_clip(2, 64, 96, num_objects=len(ids), seed=0, still=range(2))
+    root = write_davis_layout(tmp_path, {"a": clip})
+    labels = np.array([0, *ids], np.uint8)[clip.labels[0]]
+    predictor = build_sam2_video_predictor(device="cpu", hydra_overrides_extra=["++model.image_size=128"])
+    first, _ = track_frames(predictor, root.frame_paths("a"), labels)
+    assert set(np.unique(first.labels)) == expected
 
 
 @pytest.mark.parametrize("clip", ["blackswan", "paragliding-launch"])
