@@ -131,7 +131,9 @@ def _options(skipping: SkipOptions, thresholds: Sequence[float]) -> list[SkipOpt
 def _slice(state: VideoState, start: int | None, num_frames: int) -> range:
     if start is None:
         start = min(t for track in state.objects.values() for t in track.prompted)
-    order = range(start, min(start + num_frames, state.num_frames))
+    end = start + num_frames
+    # The length of a video file is an estimate until its end was reached.
+    order = range(start, end if state.frames.has(end - 1) else min(end, state.num_frames))
     if len(order) < 3:
         raise ValueError(
             f"num_frames: the slice needs at least 3 frames, got {len(order)} from frame {start} "

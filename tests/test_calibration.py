@@ -10,6 +10,7 @@ from sam2.calibration import CalibrationPoint, calibrate
 from sam2.frame_skipping import SkipOptions, skip_rate
 from sam2.utils.change_detection import KeyFrame, NaivePolicy
 from sam2.utils.drawn_clips import draw_clip
+from sam2.utils.video_io import FrameList
 from sam2.utils.vos_metrics import score_label_maps
 
 LENGTH = 10
@@ -145,6 +146,30 @@ def test_the_slice_begins_at_the_earliest_prompt_or_where_it_is_told_to(predicto
     assert calibrate(predictor, state, 0.01, num_frames=4, thresholds=everything).skip_rate == 3 / 4
     assert calibrate(predictor, state, 0.01, 3, start_frame_idx=3, thresholds=everything).skip_rate == 1 / 3
     state.frames.close()
+
+
+class Estimated(FrameList):
+    """Declares a number of frames until its end was looked for."""
+
+    declared: int | None = None
+
+    def __len__(self):
+        return self.declared or super().__len__()
+
+    def has(self, index):
+        if index >= super().__len__():
+            self.declared = None
+        return index < super().__len__()
+
+
+@pytest.mark.parametrize("declared", [6, 30])
+def test_the_slice_ends_where_the_video_does_whatever_it_declares(predictor, clip, declared):
+    predictor.skip_strategy = "naive"
+    video = Estimated(list(clip.frames))
+    video.declared = declared
+    with predictor.open(video) as state:
+        predictor.add_new_mask(state, 2, 1, clip.labels[2] == 1)
+        assert calibrate(predictor, state, 0.01, thresholds=[50.0]).skip_rate == 7 / 8
 
 
 def test_options_of_the_predictor_hold_while_it_looks(predictor, state):
