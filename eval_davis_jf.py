@@ -107,7 +107,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--pred1", type=Path, required=True, help="predictions: <sequence>/<frame>.png")
     add("--pred2", type=Path, help="other predictions, to be compared with the first")
     add(
-        "--split", default="val", help="ImageSets/2017/<split>.txt (default: %(default)s; no ImageSets: every sequence)"
+        "--split",
+        default="val",
+        help="ImageSets/<2017 or other>/<split>.txt (default: %(default)s; no ImageSets: every sequence)",
     )
     add("--resolution", help="folder under Annotations (default: 480p if there, else the only one)")
     add("--json", type=Path, help="write overall and per-object scores to this file")

@@ -347,7 +347,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def add_data_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--davis_root", type=Path, help="folder with JPEGImages, Annotations and ImageSets")
-    add("--split", default="val", help="ImageSets/2017/<split>.txt (default: val)")
+    add("--split", default="val", help="ImageSets/<2017 or other>/<split>.txt (default: val)")
     add("--sequences", nargs="+", metavar="NAME", help="only these sequences")
     add_model_options(add, checkpoint="weights that belong to --config (--plan needs none)")
     add("--output", type=Path, default=Path("outputs"), help="folder for the results (default: outputs)")

@@ -241,19 +241,18 @@ class DavisRoot:
     split_dir: Path | None
 
     @classmethod
-    def open(
-        cls, root: str | os.PathLike[str], *, resolution: str | None = None, year: str = DEFAULT_YEAR
-    ) -> DavisRoot:
+    def open(cls, root: str | os.PathLike[str], *, resolution: str | None = None, year: str | None = None) -> DavisRoot:
         """Find `JPEGImages/<resolution>`, `Annotations/<resolution>` and `ImageSets/<year>` under `root`.
 
         Args:
             root: the data set's folder.
             resolution: name of the folder between `JPEGImages` and the sequences. None takes "480p" if it is there,
                 else the only one, else none (sequences directly under `JPEGImages`, as YouTube-VOS has them).
-            year: name of the folder with the split files.
+            year: name of the folder with the split files. None takes "2017" if it is there, else the one that is named
+                as the resolution (DAVIS 2016), else the only one, else `ImageSets` itself.
 
         Raises:
-            FileNotFoundError: no such folder, no `JPEGImages` or `Annotations` in it, or not this resolution.
+            FileNotFoundError: no such folder, no `JPEGImages` or `Annotations` in it, or not this resolution or year.
             ValueError: several resolutions and none was named.
         """
         root = Path(root)
@@ -264,13 +263,10 @@ class DavisRoot:
             raise FileNotFoundError(
                 f"root: {root} is no DAVIS-layout folder: neither JPEGImages nor Annotations, found {_names(root)}"
             )
-        splits = root / "ImageSets" / year
-        return cls(
-            root=root,
-            frames_dir=_resolution_dir(frames, resolution) if frames.is_dir() else None,
-            annotations_dir=_resolution_dir(annotations, resolution) if annotations.is_dir() else None,
-            split_dir=splits if splits.is_dir() else None,
-        )
+        frames_dir = _resolution_dir(frames, resolution) if frames.is_dir() else None
+        annotations_dir = _resolution_dir(annotations, resolution) if annotations.is_dir() else None
+        used = (annotations_dir or frames_dir or root).name
+        return cls(root, frames_dir, annotations_dir, _split_dir(root / "ImageSets", year, used))
 
     def splits(self) -> list[str]:
         """Names of the splits that the data set lists, e.g. ["train", "val"]; empty when it lists none."""
@@ -279,7 +275,8 @@ class DavisRoot:
     def sequences(self, split: str | None = None) -> list[str]:
         """Names of the sequences of a split in the order of its file; of all sequences, sorted, with None.
 
-        A data set that lists no splits at all has all its sequences in every split.
+        A file has a name on each line or, as those of DAVIS 2016, the paths of a frame and its annotation. A data set
+        that lists no splits at all has all its sequences in every split.
 
         Raises:
             ValueError: the data set lists splits, but not this one.
@@ -295,7 +292,8 @@ class DavisRoot:
         if split not in self.splits():
             raise ValueError(f"split: {split!r} is not one of {', '.join(self.splits())} in {self.split_dir}")
         assert self.split_dir is not None
-        names = [line.strip() for line in (self.split_dir / f"{split}.txt").read_text().splitlines() if line.strip()]
+        lines = (self.split_dir / f"{split}.txt").read_text().splitlines()
+        names = list(dict.fromkeys(_listed_sequence(line.strip()) for line in lines if line.strip()))
         missing = [name for name in names if not self._has(name)]
         if missing or not names:
             what = f"lists {', '.join(missing[:3])}, which {base} lacks" if missing else "lists no sequence"
@@ -366,6 +364,28 @@ def _resolution_dir(base: Path, resolution: str | None) -> Path:
     if len(holders) > 1:
         raise ValueError(f"resolution: {base} has {', '.join(sorted(by_name))}; name one")
     return holders[0]
+
+
+def _split_dir(base: Path, year: str | None, resolution: str) -> Path | None:
+    """The folder with the split files, `year` or, with None, as `DavisRoot.open` says; None where there is none."""
+    if year is not None:
+        if not (base / year).is_dir():
+            raise FileNotFoundError(f"year: no folder {base / year}")
+        return base / year
+    if not base.is_dir():
+        return None
+    holders = {path.name: path for path in base.iterdir() if any(path.glob("*.txt"))}
+    for name in (DEFAULT_YEAR, resolution):
+        if name in holders:
+            return holders[name]
+    return next(iter(holders.values())) if len(holders) == 1 else base
+
+
+def _listed_sequence(line: str) -> str:
+    """The sequence that a line of a split file names."""
+    first = line.split()[0]
+    is_frame = "/" in first and first.lower().endswith(FRAME_SUFFIXES)
+    return first.split("/")[-2] if is_frame else line
 
 
 def _files(base: Path | None, sequence: str, suffixes: Sequence[str], what: str, expected: Path) -> list[Path]:

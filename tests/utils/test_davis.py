@@ -216,6 +216,36 @@ def test_without_split_files_every_split_holds_all_sequences(tmp_path):
     assert root.sequences("val") == ["a", "b"]
 
 
+@pytest.mark.parametrize("folder", ["2016", "480p", "."])
+def test_split_files_are_found_in_other_folders_than_2017(tmp_path, folder):
+    make_root(tmp_path, {"a": 1, "b": 1})
+    for name in {folder, "1080p" if folder == "480p" else folder}:  # DAVIS 2016 lists each resolution
+        (tmp_path / "ImageSets" / name).mkdir(parents=True)
+        (tmp_path / "ImageSets" / name / "val.txt").write_text("b\n" if name == folder else "a\n")
+    root = DavisRoot.open(tmp_path)
+    assert (root.splits(), root.sequences("val")) == (["val"], ["b"])
+    with pytest.raises(ValueError, match="split: 'test' is not one of val"):
+        root.sequences("test")
+
+
+def test_the_split_files_of_a_year_are_found_beside_those_of_2017(tmp_path):
+    make_root(tmp_path, {"a": 1, "b": 1}, splits={"val": "a"})
+    (tmp_path / "ImageSets/2016").mkdir()
+    (tmp_path / "ImageSets/2016/val.txt").write_text("b")
+    assert DavisRoot.open(tmp_path).sequences("val") == ["a"]
+    assert DavisRoot.open(tmp_path, year="2016").sequences("val") == ["b"]
+    with pytest.raises(FileNotFoundError, match=r"year: no folder .*2019"):
+        DavisRoot.open(tmp_path, year="2019")
+
+
+def test_a_split_may_list_frames_as_that_of_davis_2016_does(tmp_path):
+    lines = [
+        f"/JPEGImages/480p/{name}/0000{t}.jpg /Annotations/480p/{name}/0000{t}.png" for name in "ca" for t in (0, 1)
+    ]
+    root = DavisRoot.open(make_root(tmp_path, {"a": 2, "b": 2, "c": 2}, splits={"val": "\n".join(lines)}))
+    assert root.sequences("val") == ["c", "a"]
+
+
 def test_files_are_in_natural_order_and_others_are_left_out(tmp_path):
     make_root(tmp_path, {"a": 2})
     folder = tmp_path / "Annotations/480p/a"
