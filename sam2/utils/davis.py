@@ -285,7 +285,7 @@ class DavisRoot:
         base = self.annotations_dir or self.frames_dir
         assert base is not None
         if split is None or not self.splits():
-            found = sorted(path.name for path in base.iterdir() if path.is_dir() and not path.name.startswith("."))
+            found = sorted(path.name for path in _folders(base))
             if not found:
                 raise FileNotFoundError(f"root: no sequences in {base}")
             return found
@@ -354,8 +354,8 @@ def _resolution_dir(base: Path, resolution: str | None) -> Path:
         if not (base / resolution).is_dir():
             raise FileNotFoundError(f"resolution: no {resolution!r} in {base}, found {_names(base)}")
         return base / resolution
-    folders = [path for path in base.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    holders = [path for path in folders if any(child.is_dir() for child in path.iterdir())]
+    # Hidden folders are no sequences: a notebook that was opened beside frames leaves one there.
+    holders = [path for path in _folders(base) if _folders(path)]
     if not holders:
         return base
     by_name = {path.name: path for path in holders}
@@ -364,6 +364,11 @@ def _resolution_dir(base: Path, resolution: str | None) -> Path:
     if len(holders) > 1:
         raise ValueError(f"resolution: {base} has {', '.join(sorted(by_name))}; name one")
     return holders[0]
+
+
+def _folders(base: Path) -> list[Path]:
+    """Folders within one, hidden ones left out."""
+    return [path for path in base.iterdir() if path.is_dir() and not path.name.startswith(".")]
 
 
 def _split_dir(base: Path, year: str | None, resolution: str) -> Path | None:

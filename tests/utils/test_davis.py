@@ -268,6 +268,7 @@ def test_the_only_resolution_is_found_and_any_can_be_named(tmp_path, resolution)
 
 def test_sequences_may_lie_directly_under_annotations(tmp_path):
     write_label_map(tmp_path / "Annotations" / "a" / "00000.png", LABELS)
+    (tmp_path / "Annotations" / "a" / ".ipynb_checkpoints").mkdir()
     root = DavisRoot.open(tmp_path)
     assert root.sequences("val") == ["a"]
     assert root.frames_dir is None
