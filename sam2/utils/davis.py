@@ -301,12 +301,15 @@ class DavisRoot:
         return names
 
     def frame_paths(self, sequence: str) -> list[Path]:
-        """The frames of a sequence, in order.
+        """The frames of a sequence, in order. Of pictures with equal stems the first in `FRAME_SUFFIXES` is the frame.
 
         Raises:
             FileNotFoundError: no frames of this sequence.
         """
-        return _files(self.frames_dir, sequence, FRAME_SUFFIXES, "frames", self.root / "JPEGImages")
+        paths = _files(self.frames_dir, sequence, FRAME_SUFFIXES, "frames", self.root / "JPEGImages")
+        by_rank = sorted(paths, key=lambda path: FRAME_SUFFIXES.index(path.suffix.lower()), reverse=True)
+        chosen = {path.stem: path for path in by_rank}
+        return [path for path in paths if chosen[path.stem] == path]
 
     def annotation_paths(self, sequence: str) -> list[Path]:
         """The label maps of a sequence, in order; there may be fewer than frames.

@@ -257,6 +257,13 @@ def test_files_are_in_natural_order_and_others_are_left_out(tmp_path):
     assert root.annotation_path("a", "00001") == folder / "00001.png"
 
 
+def test_of_pictures_with_equal_stems_one_is_the_frame(tmp_path):
+    folder = make_root(tmp_path, {"a": 2}) / "JPEGImages/480p/a"
+    for name in ("00000.png", "00001.JPEG", "00002.png"):
+        (folder / name).touch()
+    assert [path.name for path in DavisRoot.open(tmp_path).frame_paths("a")] == ["00000.jpg", "00001.jpg", "00002.png"]
+
+
 @pytest.mark.parametrize("resolution", ["Full-Resolution", "1080p"])
 def test_the_only_resolution_is_found_and_any_can_be_named(tmp_path, resolution):
     make_root(tmp_path, {"a": 1}, resolution=resolution)
