@@ -122,7 +122,7 @@ def run(args: argparse.Namespace, wanted: Sequence[Case] = ()) -> list[Summary]:
     prepare(folders, names, mine)
     todo = {}
     for name in mine:
-        inputs = inputs_sha256(root, name) if args.resume else ""
+        inputs = inputs_sha256(root, name, is_plan=args.plan) if args.resume else ""
         if unfinished := [folder for folder in folders if not folder.is_finished(name, stems[name], inputs)]:
             todo[name] = unfinished
     if todo:

@@ -182,11 +182,13 @@ def device_name(device: torch.device) -> str:
     return device.type
 
 
-def inputs_sha256(root: DavisRoot, name: str) -> str:
-    """SHA-256 of all that the masks of a sequence follow from but the settings: its frames, and what prompts it."""
+def inputs_sha256(root: DavisRoot, name: str, *, is_plan: bool = False) -> str:
+    """SHA-256 of all that the masks of a sequence follow from but the settings: its frames, and what prompts it. A plan
+    needs no prompt."""
     frames = root.frame_paths(name)
+    prompt = [] if is_plan else [root.annotation_path(name, frames[0].stem)]
     digest = hashlib.sha256()
-    for path in (root.annotation_path(name, frames[0].stem), *frames):
+    for path in (*prompt, *frames):
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
 
@@ -326,5 +328,6 @@ def plan_sequence(
             decided.append(decisions)
             for decision in decisions:
                 on_frame(decision)
+        inputs = inputs_sha256(root, name, is_plan=True)
         for folder, decisions in zip(folders, zip(*decided, strict=True), strict=True):
-            folder.finish(name, decisions, sum(decision.seconds for decision in decisions), inputs_sha256(root, name))
+            folder.finish(name, decisions, sum(decision.seconds for decision in decisions), inputs)

@@ -109,6 +109,15 @@ def test_a_plan_decides_as_the_network_run_does(stills, tmp_path):
     assert files_of(tmp_path / "plan") == {"summary.json", "s6/frames.json", "s6/sequence.json"}
 
 
+def test_a_plan_needs_no_annotation(stills, tmp_path, capsys):
+    shutil.copytree(stills / "JPEGImages", tmp_path / "JPEGImages")
+    for _ in range(2):
+        assert run(tmp_path, tmp_path / "plan", "--plan", "--sequences", "s3", "--resume") == 0
+        assert "3 frames" in capsys.readouterr().out
+    assert run(tmp_path, tmp_path / "run", "--sequences", "s3") == 2
+    assert "no annotations" in capsys.readouterr().err
+
+
 def test_tracking_with_a_1024_model_skips_the_published_frames(shared, tmp_path, monkeypatch):
     predictor = build_sam.build_sam2_video_predictor(hydra_overrides_extra=["++model.image_size=1024"], device="cpu")
     score = torch.full((1, 1), 9.0)
