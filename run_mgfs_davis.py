@@ -84,8 +84,9 @@ def cases(args: argparse.Namespace, model: ModelFiles) -> list[Case]:
 
     changes = given_skip_options(args)
     thresholds = [model.skipping.threshold] if args.threshold is None else args.threshold
-    if len(set(thresholds)) < len(thresholds):
-        raise ValueError(f"--threshold: each value once, got {' '.join(f'{t:g}' for t in thresholds)}")
+    texts = [f"{t:g}" for t in thresholds]  # name the folders
+    if len(set(texts)) < len(texts):
+        raise ValueError(f"--threshold: each value once, got {' '.join(texts)} (to the six digits that name folders)")
     options = [dataclasses.replace(model.skipping, threshold=threshold, **changes) for threshold in thresholds]
     if len(options) == 1:
         return [Case(options[0], args.output)]
@@ -107,7 +108,8 @@ def run(args: argparse.Namespace, wanted: Sequence[Case] = ()) -> list[Summary]:
 
     rank = Rank.from_environment(os.environ)
     root = DavisRoot.open(args.davis_root)
-    names = args.sequences or root.sequences(args.split)
+    # The shell ends the names of folders with a slash.
+    names = [name.rstrip("/") for name in args.sequences or root.sequences(args.split)]
     stems = {name: [path.stem for path in root.frame_paths(name)] for name in names}
     model = ModelFiles.find(args.config, args.checkpoint)
     wanted = wanted or cases(args, model)

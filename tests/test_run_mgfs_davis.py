@@ -134,7 +134,7 @@ def test_tracking_with_a_1024_model_skips_the_published_frames(shared, tmp_path,
 
 
 def test_only_the_named_sequences_are_tracked(stills, tracked, tmp_path):
-    run(stills, tmp_path, "--sequences", "s4", "s4")
+    run(stills, tmp_path, "--sequences", "s4", "s4/")
     assert [name for name, _ in tracked] == ["s4"]
     assert files_of(tmp_path) == {
         "summary.json", "s4/frames.json", "s4/sequence.json", *(f"s4/{t:05d}.png" for t in range(4)),
@@ -361,6 +361,7 @@ def test_arguments_that_do_not_fit_together_are_refused_in_one_line(arguments, m
         (["--threshold", "-0.1"], "must be a finite number of 0 or more, got -0.1"),
         (["--threshold", "0.1", "nan"], "must be a finite number of 0 or more, got nan"),
         (["--threshold", "0.1", "0.10"], "--threshold: each value once, got 0.1 0.1"),
+        (["--threshold", "0.1234567", "0.1234568"], "once, got 0.123457 0.123457 (to the six digits that name folders"),
         (["--lookahead", "4"], "skip_lookahead needs skip_strategy 'memory_guided'"),
         (["--max-consecutive-skips", "0"], "max_consecutive_skips must be at least 1"),
         (["--plan", "--strategy", "memory_guided"], "only the strategy \"naive\" can do, got 'memory_guided'"),
