@@ -66,8 +66,9 @@ stopping and resuming:
 
 several processes (torchrun, on one node or many that share --output):
   The sequences are shared out by length; each process tracks its own, on the GPU of its LOCAL_RANK, and talks to no
-  other. A process that dies stops nobody: start it again with --resume. On many nodes give torchrun another --rdzv_id
-  at each start: runs are told apart by it.
+  other. torchrun stops all when one fails, as on a sequence that cannot be tracked: what is finished stays, and the
+  same command with --resume goes on. On many nodes give torchrun another --rdzv_id at each start: runs are told apart
+  by it.
 """
 
 
