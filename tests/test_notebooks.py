@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sam2.utils.davis import read_label_map
+
 PROJECT = Path(__file__).resolve().parents[1]
 EXTRA = 'comes with pip install ".[dev]"'
 TIMEOUT = 300  # seconds per cell
@@ -36,14 +38,21 @@ def outputs_of(notebook: dict) -> list[dict]:
     return [output for cell in notebook["cells"] if cell["cell_type"] == "code" for output in cell["outputs"]]
 
 
-def execute(name: str, folder: Path) -> dict:
-    """Run a notebook in a folder and return it with its outputs; a cell that fails raises."""
+def execute(name: str, folder: Path, changed: tuple[str, str] = ("", "")) -> dict:
+    """Run a notebook in a folder and return it with its outputs; a cell that fails raises.
+
+    Args:
+        changed: what a user does to it first: a text in one of its cells, and what takes its place.
+    """
     nbclient = pytest.importorskip("nbclient", reason=f"nbclient runs the notebooks; it {EXTRA}")
     pytest.importorskip("ipykernel", reason=f"ipykernel runs the notebooks; it {EXTRA}")
     pytest.importorskip("matplotlib", reason=f"the notebooks draw with matplotlib; it {EXTRA}")
     import nbformat
 
     notebook = nbformat.read(PROJECT / name, as_version=4)
+    assert any(changed[0] in cell.source for cell in notebook.cells)
+    for cell in notebook.cells:
+        cell.source = cell.source.replace(*changed) if changed[0] else cell.source
     where = {"metadata": {"path": str(folder)}}
     nbclient.NotebookClient(notebook, timeout=TIMEOUT, kernel_name="python3", resources=where).execute()
     return notebook
@@ -97,6 +106,23 @@ def test_results_are_plotted_from_the_points_of_a_tradeoff_file_without_another_
     assert not (folder / "outputs" / "sweep").exists()
     rows = (folder / "outputs" / "results.csv").read_text().splitlines()
     assert rows[1] == 'outputs/tradeoff.json,"memory_guided, look-ahead 36",0.4,0.75,0.95,0.95,'
+
+
+@pytest.mark.slow
+def test_a_sweep_may_have_one_threshold_of_a_strategy(folder):
+    execute("run_mgfs_davis.ipynb", folder, ('{"naive": [0, 0.02, 0.05, 0.1], "memory_guided": [0.1, 0.3, 1.0]}',
+                                             '{"naive": [0], "memory_guided": [0.3]}'))  # fmt: skip
+    for name in ("naive_0", "memory_guided_0.3"):
+        assert (folder / "outputs" / "sweep" / "scores" / f"{name}.json").is_file()
+
+
+@pytest.mark.slow
+def test_colours_of_tools_that_are_one_level_off_are_converted(folder):
+    """Id 9 is 192 in DAVIS's palette, 191 in that of the original's scripts."""
+    drawn = "for t, labels in enumerate(clip.labels):"
+    given = "davis_root, colours = None, np.where(colours == 192, 191, colours)"
+    execute("convert.ipynb", folder, (drawn, f"{given}\n    {drawn.replace('clip.labels', '9 * clip.labels')}"))
+    assert set(np.unique(read_label_map(folder / "outputs/convert/ids/shapes/00000.png"))) == {0, 9, 18, 27}
 
 
 class TestClicks:
