@@ -65,7 +65,8 @@ OFF = Setting("off", 1)
 
 @dataclass(frozen=True)
 class Speed:
-    """What a setting took: seconds of all frames; medians of a processed and of a skipped frame, in milliseconds.
+    """What a setting took: seconds of all frames; medians of a processed and of a skipped frame, in milliseconds, None
+    where there is no such frame.
 
     speedup: seconds without skipping over seconds with it. of_ideal: its share of 1 / (1 - skip rate).
     """
@@ -74,7 +75,7 @@ class Speed:
     step: int
     skip_rate: float
     seconds: float
-    processed_ms: float
+    processed_ms: float | None
     skipped_ms: float | None
     speedup: float
     of_ideal: float
@@ -97,8 +98,8 @@ def speed(setting: Setting, turns: Sequence[Turn], off_seconds: float) -> Speed:
     skipped = [1000 * d.seconds for d in decisions if d.action in SKIPPED]
     gain = off_seconds / seconds
     return Speed(
-        *setting, rate, seconds, float(np.median(processed)), float(np.median(skipped)) if skipped else None,
-        gain, gain * (1 - rate),
+        *setting, rate, seconds, float(np.median(processed)) if processed else None,
+        float(np.median(skipped)) if skipped else None, gain, gain * (1 - rate),
     )  # fmt: skip
 
 
@@ -109,9 +110,9 @@ def table(speeds: Sequence[Speed]) -> str:
         f"{'speed-up':>10}{'of ideal':>10}"
     ]
     for s in speeds:
-        skipped = "" if s.skipped_ms is None else f"{s.skipped_ms:7.1f} ms"
+        processed, skipped = ("" if ms is None else f"{ms:.1f} ms" for ms in (s.processed_ms, s.skipped_ms))
         lines.append(
-            f"{s.strategy:15}{s.step:5}{s.skip_rate:9.1%}{s.seconds:9.2f}{s.processed_ms:9.1f} ms{skipped:>10}"
+            f"{s.strategy:15}{s.step:5}{s.skip_rate:9.1%}{s.seconds:9.2f}{processed:>12}{skipped:>10}"
             f"{s.speedup:9.2f}x{s.of_ideal:10.1%}"
         )
     return "\n".join(lines)

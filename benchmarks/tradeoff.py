@@ -363,6 +363,7 @@ def run(args: argparse.Namespace) -> list[Point]:
     args.json.parent.mkdir(parents=True, exist_ok=True)
     args.json.write_text(json.dumps([asdict(point) for point in points], indent=1) + "\n", encoding="utf-8")
     print(f"{len(names)} sequences, {title}\n{table(points)}\npoints: {args.json}")
+    args.picture.parent.mkdir(parents=True, exist_ok=True)
     draw(points, f"{len(names)} sequences, {title}").save(args.picture)
     print(f"picture: {args.picture}")
     return points

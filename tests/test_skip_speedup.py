@@ -62,6 +62,15 @@ def test_speed_is_that_of_all_frames_and_medians_leave_out_the_prompted_one():
     ]  # fmt: skip
 
 
+def test_a_clip_that_ends_before_the_first_key_frame_has_no_median_of_processed_frames():
+    frames = [TrackedFrame(np.zeros((1, 1)), FrameDecision(t, "reused" if t else "prompted", 0, "", 1)) for t in (0, 1)]
+    found = speed(Setting("naive", 4), [Turn(frames, 2.0)], off_seconds=3.0)
+    assert found.processed_ms is None and found.skipped_ms == 1000.0
+    assert table([found]).splitlines()[1].split() == [
+        "naive", "4", "50.0%", "2.00", "1000.0", "ms", "1.50x", "75.0%",
+    ]  # fmt: skip
+
+
 def test_what_cannot_be_measured_is_refused(root, capsys):
     assert main(["--davis_root", str(root.root), "--sequence", "none"]) == 2
     assert "none" in capsys.readouterr().err

@@ -74,10 +74,10 @@ def test_only_the_named_sequences_are_swept(root, tmp_path, monkeypatch):
 
 
 def test_the_picture_lies_beside_the_points_or_where_it_is_wanted(root, tmp_path, monkeypatch):
-    options = ("--key-frames", "annotation")
+    options, wanted = ("--key-frames", "annotation"), tmp_path / "new" / "a.png"
     sweep(root, tmp_path, monkeypatch, [Setting("naive", EVERYTHING)], *options)
-    sweep(root, tmp_path, monkeypatch, [Setting("naive", EVERYTHING)], *options, "--picture", str(tmp_path / "a.png"))
-    assert Image.open(tmp_path / "points" / "tradeoff.png").size == Image.open(tmp_path / "a.png").size
+    sweep(root, tmp_path, monkeypatch, [Setting("naive", EVERYTHING)], *options, "--picture", str(wanted))
+    assert Image.open(tmp_path / "points" / "tradeoff.png").size == Image.open(wanted).size
 
 
 # Key frames from the model
