@@ -236,6 +236,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     check_model_options(parser, args)
     if args.fps is not None and not 0 < args.fps < math.inf:
         parser.error(f"argument --fps: must be positive, got {args.fps:g}")
+    if not args.save_every >= 0:
+        parser.error(f"argument --save-every: must be a number of seconds, 0 or more, got {args.save_every:g}")
     return args
 
 

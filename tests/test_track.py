@@ -196,6 +196,8 @@ def test_a_key_that_no_video_goes_by_is_warned_of(videos, built, tmp_path, caplo
         (["--point", "1,2,0"], "argument --point: '1,2,0' is a point outside an object"),
         (["--box", "1,2,3,4", "--format", "avi"], "argument --format: invalid choice: 'avi'"),
         (["--box", "1,2,3,4", "--fps", "0"], "argument --fps: must be positive, got 0"),
+        (["--box", "1,2,3,4", "--save-every", "nan"], "argument --save-every: must be a number of seconds, 0 or more"),
+        (["--box", "1,2,3,4", "--save-every", "-3"], "argument --save-every: must be a number of seconds, 0 or more"),
         (["--box", "1,2,3,4", "--config", "tiny"], "--config and --checkpoint belong together"),
         (["--box", "1,2,3,4", "--checkpoint", "a.pt"], "--checkpoint needs its --config"),
     ],
