@@ -17,6 +17,7 @@ import functools
 import logging
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -217,6 +218,20 @@ def draft_type(read: Callable[[str], Draft]) -> Callable[[str], Draft]:
     return checked
 
 
+def with_negative_positions(argv: Sequence[str]) -> list[str]:
+    """Tie positions that begin with a minus, as of a box that reaches out of the frame, to their option.
+
+    argparse would take them for an option of their own.
+    """
+    tied: list[str] = []
+    for text in argv:
+        if tied and tied[-1] in ("--box", "--point") and re.match(r"-[\d.]", text):
+            tied[-1] += f"={text}"
+        else:
+            tied.append(text)
+    return tied
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line; what does not fit together is an error here, not later."""
     parser = Parser(
@@ -230,7 +245,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument_group("model and frame skipping (defaults are the predictor's)").add_argument
     add_model_options(add)
     add_skip_options(add, help="0 is SAM 2 itself (default: 0.05)")
-    args = parser.parse_args(argv)
+    args = parser.parse_args(with_negative_positions(sys.argv[1:] if argv is None else argv))
     if bool(args.drafts) == (args.prompts is not None):
         parser.error("say what to track: with --box, --point and --mask, or with --prompts FILE.json for many videos")
     check_model_options(parser, args)

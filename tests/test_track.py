@@ -184,6 +184,13 @@ def test_a_key_that_no_video_goes_by_is_warned_of(videos, built, tmp_path, caplo
     assert f"{path}: no video goes by 'twoo'" in caplog.messages
 
 
+def test_a_box_may_begin_with_a_negative_number():
+    arguments = ["clip.mp4", "--output", "out", "--box", "-5,-4.5,60,70", "--box", "3:-1,2,60,70", "--point", "-.5,4"]
+    drafts = track.parse(arguments).drafts
+    assert [draft.box for draft in drafts[:2]] == [(-5, -4.5, 60, 70), (-1, 2, 60, 70)]
+    assert drafts[2].points == ((-0.5, 4),)
+
+
 # Mistakes
 
 
