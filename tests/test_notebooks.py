@@ -26,6 +26,15 @@ EXPECTED = {  # notebook -> pictures shown, and files left
     "notebooks/automatic_mask_generator_example.ipynb": (2, ["masks.png", "masks.json"]),
     "notebooks/video_predictor_example.ipynb": (5, ["video/masks/00023.png", "video/masks.mp4"]),
 }  # fmt: skip
+OVERLAP = "overlap = lambda mask, obj: (mask & obj).sum() / (mask | obj).sum()\n"
+ANSWERED = {  # notebook -> what holds after its last cell: prompts lie on what is drawn, and are answered by its masks
+    "notebooks/image_predictor_example.ipynb": "objects = [drawn.labels[0] == obj_id for obj_id in (1, 2)]\n"
+    "assert all(objects[0][y, x] for x, y in [*point, more_points[0]])\n"
+    "assert all(overlap(mask[0] > 0, obj) > 0.9 for mask, obj in zip(logits, objects, strict=True))\n"
+    "assert overlap(clicks.mask, objects[0]) > 0.9 and overlap(answers[0][0] > 0, objects[0]) > 0.9",
+    "notebooks/video_predictor_example.ipynb": "assert drawn.labels[0][click[0, 1], click[0, 0]] == 1\n"
+    "assert all(overlap(mask == 1, drawn.labels[t] == 1) > 0.8 for t, mask in first_object.items())",
+}
 NOTEBOOKS = sorted(path.relative_to(PROJECT).as_posix() for path in PROJECT.glob("*.ipynb"))
 NOTEBOOKS += sorted(path.relative_to(PROJECT).as_posix() for path in PROJECT.glob("notebooks/*.ipynb"))
 
@@ -53,6 +62,8 @@ def execute(name: str, folder: Path, changed: tuple[str, str] = ("", "")) -> dic
     assert any(changed[0] in cell.source for cell in notebook.cells)
     for cell in notebook.cells:
         cell.source = cell.source.replace(*changed) if changed[0] else cell.source
+    if name in ANSWERED:
+        notebook.cells.append(nbformat.v4.new_code_cell(OVERLAP + ANSWERED[name]))
     where = {"metadata": {"path": str(folder)}}
     nbclient.NotebookClient(notebook, timeout=TIMEOUT, kernel_name="python3", resources=where).execute()
     return notebook
