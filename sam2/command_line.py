@@ -65,6 +65,7 @@ class Progress:
     def __init__(self, total: int, *, is_shown: bool) -> None:
         from tqdm import tqdm
 
+        is_shown = is_shown and sys.stderr is not None  # None where it was closed, as a daemon's is
         self.bar = tqdm(total=total, unit="frame", disable=not is_shown)
         self.skipped = 0
 

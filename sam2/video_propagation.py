@@ -6,6 +6,7 @@ N objects of the session; h, w of low-res mask logits.
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
@@ -279,7 +280,7 @@ class TrackingRun:
 @torch.inference_mode()
 def one_way(run: TrackingRun, order: Sequence[int], options: SkipOptions, progress: bool) -> Iterator[FrameAnswer]:
     """All frames of an order."""
-    with tqdm(total=len(order), desc="propagate in video", disable=not progress) as bar:
+    with _bar(len(order), progress) as bar:
         for answer in run.frames(order, options):
             bar.update()
             yield answer
@@ -292,7 +293,7 @@ def both_ways(
     """All frames of the clip in order of time, after each object was tracked back from its first prompt."""
     back, on = (TrackingRun(tracker, state, reverse, scope) for reverse in (True, False))
     backward = frame_order(state, max(back.first_prompts()), None, reverse=True)
-    with tqdm(total=len(backward) + state.num_frames, desc="propagate in video", disable=not progress) as bar:
+    with _bar(len(backward) + state.num_frames, progress) as bar:
         for _ in back.frames(backward, options):
             bar.update()
         start = 0
@@ -303,6 +304,11 @@ def both_ways(
         for answer in on.frames(frame_order(state, start, None, reverse=False), options):
             bar.update()
             yield answer
+
+
+def _bar(total: int, progress: bool) -> tqdm:
+    """The progress bar of a run. A program without a console, as of pythonw, has no stderr to show it on."""
+    return tqdm(total=total, desc="propagate in video", disable=not progress or sys.stderr is None)
 
 
 def nothing_done(frame_idx: int) -> FrameDecision:

@@ -46,6 +46,11 @@ def test_the_run_and_each_video_are_on_record(videos, whole):
     assert read_json(whole, "two", "task.json")["video"] == str(videos / "two")
 
 
+def test_a_closed_stderr_stops_no_run(videos, built, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    assert run(videos, tmp_path, names=["two"]) == 0
+
+
 def test_every_format_is_written_and_named(videos, built, tmp_path):
     pytest.importorskip("av")
     assert run(videos, tmp_path, "--format", *track.FORMATS, names=["two"]) == 0

@@ -1,5 +1,7 @@
 """Which frames and objects a propagation covers: some objects only, both directions, changes on the way, any end."""
 
+import sys
+
 import cv2
 import numpy as np
 import pytest
@@ -38,6 +40,13 @@ def track(predictor, state, **options):
 def prompt(predictor, state, clip, *pairs):
     for obj_id, t in pairs:
         predictor.add_new_mask(state, t, obj_id, clip.labels[t] == obj_id)
+
+
+@pytest.mark.parametrize("direction", ["forward", "both"])
+def test_a_program_without_stderr_is_shown_no_progress_bar(predictor, state, clip, monkeypatch, direction):
+    monkeypatch.setattr(sys, "stderr", None)  # as under pythonw, or in a windowed program made by PyInstaller
+    prompt(predictor, state, clip, (1, 1))
+    assert len(list(predictor.propagate_in_video(state, direction=direction))) == LENGTH - (direction == "forward")
 
 
 # Order of frames
