@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -266,20 +266,27 @@ def read_state_dict(ckpt_path: str | Path) -> dict[str, Tensor]:
         raise FileNotFoundError(
             f"ckpt_path {str(ckpt_path)!r} is not there; checkpoints/download_ckpts.sh downloads Meta's checkpoints"
         )
-    if path.suffix == ".safetensors":
-        try:
-            from safetensors.torch import load_file
-        except ImportError as error:
-            raise ImportError('reading .safetensors needs the extra: pip install "sam2[safetensors]"') from error
-        return load_file(path)
+    read = _safetensors_reader() if path.suffix == ".safetensors" else _read_pickle
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip and torch each have their own
+        content = read(path)
+    except Exception as error:  # pickle, zip, torch and safetensors each have their own
         raise ValueError(f"ckpt_path {str(ckpt_path)!r} is not a readable checkpoint: {error}") from error
     weights = content.get("model", content) if isinstance(content, dict) else content
     if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
         raise ValueError(f"ckpt_path {str(ckpt_path)!r} holds no weights: expected {{'model': name -> tensor}}")
     return weights
+
+
+def _read_pickle(path: Path) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _safetensors_reader() -> Callable[[Path], dict[str, Tensor]]:
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise ImportError('reading .safetensors needs the extra: pip install "sam2[safetensors]"') from error
+    return load_file
 
 
 def _local_copy(ckpt_path: str) -> str:

@@ -236,6 +236,14 @@ def test_safetensors_hold_the_same_weights(tmp_path, model):
         assert torch.equal(value, loaded.state_dict()[name]), name
 
 
+def test_safetensors_that_were_cut_short_say_so(tmp_path, model):
+    safetensors = pytest.importorskip("safetensors.torch")
+    safetensors.save_file(model.state_dict(), tmp_path / "torn.safetensors")
+    (tmp_path / "torn.safetensors").write_bytes((tmp_path / "torn.safetensors").read_bytes()[:5000])
+    with pytest.raises(ValueError, match="torn.safetensors' is not a readable checkpoint"):
+        load_weights(model, tmp_path / "torn.safetensors")
+
+
 def test_weights_that_do_not_fit_are_listed(tmp_path, model):
     weights = dict(model.state_dict())
     del weights["no_mem_embed"]
