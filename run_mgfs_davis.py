@@ -122,6 +122,7 @@ def run(args: argparse.Namespace, wanted: Sequence[Case] = ()) -> list[Summary]:
     )
     folders = [make_folder(path, options, model.settings(options, args.dtype)) for options, path in wanted]
     mine = share_out({name: len(stems[name]) for name in names}, rank.world_size)[rank.rank]
+    check_apart(root, folders)
     prepare(folders, names, mine)
     todo = {}
     for name in mine:
@@ -137,6 +138,14 @@ def run(args: argparse.Namespace, wanted: Sequence[Case] = ()) -> list[Summary]:
                 progress.start(name)
                 work(name, unfinished, progress.count)
     return [folder.summarise(names) for folder in folders]
+
+
+def check_apart(root: DavisRoot, folders: Sequence[RunFolder]) -> None:
+    """Raises ValueError where masks would replace the annotation, or lie among the frames."""
+    data = {path.resolve() for path in (root.frames_dir, root.annotations_dir) if path is not None}
+    for folder in folders:
+        if folder.path.resolve() in data:
+            raise ValueError(f"--output: {folder.path} holds the data of --davis_root; name another folder")
 
 
 def prepare(folders: Sequence[RunFolder], names: Sequence[str], mine: Sequence[str]) -> None:

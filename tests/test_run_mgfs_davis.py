@@ -387,6 +387,14 @@ def test_a_plan_does_not_replace_the_records_of_a_run(stills, tracked, tmp_path,
     assert "holds the masks of a run" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("part", ["Annotations", "JPEGImages"])
+def test_masks_never_replace_the_annotation_or_lie_among_the_frames(stills, tracked, capsys, part):
+    before = {path: path.read_bytes() for path in stills.rglob("*.*") if path.is_file()}
+    assert run(stills, stills / part / "480p", "--sequences", "s3") == 2
+    assert f"--output: {stills / part / '480p'} holds the data of --davis_root" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in stills.rglob("*.*") if path.is_file()} == before and tracked == []
+
+
 def test_an_annotation_of_another_size_is_refused(tmp_path, capsys):
     clip = draw_clip(LENGTH, 96, 128, num_objects=1, seed=0)
     write_davis_layout(tmp_path, {"one": clip._replace(labels=clip.labels[:, ::2, ::2])})
