@@ -17,7 +17,7 @@ import numpy as np
 
 from sam2 import __version__
 from sam2.results import fits_label_map, whole_number
-from sam2.utils.davis import is_label_map, object_folders, write_label_map
+from sam2.utils.davis import label_maps, write_label_map
 from sam2.utils.files import replacing, write_text
 from sam2.utils.labelled_frames import DrawnObject, draw_objects
 from sam2.utils.rle import decode_mask
@@ -91,15 +91,12 @@ def _check_no_others(folder: Path, written: set[Path]) -> None:
 
     They are not removed: an earlier part of the clip or an annotation looks like what an earlier save left.
     """
-    if not folder.is_dir():
-        return
-    for place in (folder, *object_folders(folder)):
-        for path in sorted(place.glob("[!.]*.png")):
-            if path not in written and is_label_map(path):
-                raise ValueError(
-                    f"path: {folder} holds masks of frames or objects that are not in these results, "
-                    f"{path.relative_to(folder)} for one; remove them, or name another folder"
-                )
+    for path in label_maps(folder):
+        if path not in written:
+            raise ValueError(
+                f"path: {folder} holds masks of frames or objects that are not in these results, "
+                f"{path.relative_to(folder)} for one; remove them, or name another folder"
+            )
 
 
 def _folder_name(obj_id: Hashable, number: int) -> str:

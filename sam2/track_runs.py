@@ -32,7 +32,7 @@ from sam2.exports import frame_rate
 from sam2.frame_skipping import FrameDecision
 from sam2.results import FrameResult
 from sam2.track_prompts import Prompt, apply
-from sam2.utils.davis import is_label_map, list_pictures, natural_key, object_folders
+from sam2.utils.davis import is_label_map, label_maps, list_pictures, natural_key, object_folders
 from sam2.utils.files import write_text
 from sam2.utils.video_file import estimated_length
 from sam2.utils.video_io import IMAGE_SUFFIXES, VIDEO_SUFFIXES, open_source
@@ -219,6 +219,12 @@ class ClipFolder:
                 f"the results in {self.path} differ in {' and '.join(named)}: leave out --resume to replace them"
             )
 
+    def check_place(self) -> None:
+        """Raises ValueError where masks lie that no run left here, as an annotation: they would be written over."""
+        if not (self.path / "task.json").exists():
+            for path in label_maps(self.path):
+                raise ValueError(f"--output: {path} is a mask that no run left there; name another folder")
+
     @property
     def is_tracked(self) -> bool:
         """Whether the video was tracked to its end."""
@@ -400,6 +406,7 @@ def track_clip(folder: ClipFolder, work: Work) -> VideoResults:
 
 def start_session(folder: ClipFolder, predictor: Any) -> tuple[Any, VideoResults]:
     """A session with the prompts, and no results yet; those of earlier runs go once it is known to begin."""
+    folder.check_place()
     task = folder.task  # of the files as they are before any is read
     state = predictor.init_state(folder.clip.path)
     try:

@@ -199,6 +199,17 @@ def test_a_box_may_begin_with_a_negative_number():
 # Mistakes
 
 
+@pytest.mark.parametrize("place", ["two", "two/009"])
+def test_masks_that_no_run_left_are_not_written_over(videos, built, tmp_path, capsys, place):
+    annotation = tmp_path / place / "00000.png"
+    write_label_map(annotation, read_label_map(videos / "two.png"))
+    before = annotation.read_bytes()
+    for _ in range(2):
+        assert run(videos, tmp_path, names=["two"]) == 1
+        assert f"--output: {annotation} is a mask that no run left there" in capsys.readouterr().err
+    assert annotation.read_bytes() == before and not (tmp_path / "two" / "task.json").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

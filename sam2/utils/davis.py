@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -110,6 +110,13 @@ def object_folders(folder: Path) -> list[Path]:
     """Folders within one that are named as those of the masks of one object: 007, 012_left_hand. No links."""
     named = [each for each in sorted(folder.iterdir()) if _OBJECT_FOLDER.fullmatch(each.name)]
     return [each for each in named if each.is_dir() and not each.is_symlink()]
+
+
+def label_maps(folder: Path) -> Iterator[Path]:
+    """The label maps in a folder and in those of single objects within it; none where there is no folder."""
+    if folder.is_dir():
+        for place in (folder, *object_folders(folder)):
+            yield from filter(is_label_map, sorted(place.glob("[!.]*.png")))
 
 
 def merge_masks(obj_ids: Sequence[int], masks: np.ndarray | Tensor) -> np.ndarray:
