@@ -76,7 +76,8 @@ class PromptEncoder(nn.Module):
             dense (B, C, h, w).
         """
         weight = self.no_mask_embed.weight  # (1, C)
-        batch = next((len(t) for t in (points and points[0], boxes, masks) if t is not None), 1)
+        given = [t for t in (points and points[0], boxes, masks) if t is not None]
+        batch = len(given[0]) if given else 1  # not by next(), which torch 2.5 cannot compile
         tokens = [weight.new_empty(batch, 0, self.embed_dim)]
         if points is not None:
             coords, labels = points
