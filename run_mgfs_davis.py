@@ -374,7 +374,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     if args.verbose:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
-    return exit_code(lambda: command(args))
+    return exit_code(lambda: command(args), resumes=not args.demo)
 
 
 def command(args: argparse.Namespace) -> int:

@@ -82,13 +82,16 @@ class Progress:
         self.bar.update()
 
 
-def exit_code(act: Callable[[], int]) -> int:
-    """Run a command; what makes it impossible is one line on standard error and the exit code 2."""
+def exit_code(act: Callable[[], int], *, resumes: bool = True) -> int:
+    """Run a command; what makes it impossible is one line on standard error and the exit code 2.
+
+    resumes: whether the command takes --resume.
+    """
     try:
         return act()
     except (ImportError, OSError, ValueError, RuntimeError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command with --resume goes on", file=sys.stderr)
+        print("stopped" + "; the same command with --resume goes on" * resumes, file=sys.stderr)
         return 130

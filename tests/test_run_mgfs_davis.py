@@ -381,6 +381,16 @@ def test_a_data_set_that_is_not_there_gives_one_line_and_an_exit_code(tmp_path, 
     assert capsys.readouterr().err == f"error: root: no such folder: {tmp_path / 'nowhere'}\n"
 
 
+@pytest.mark.parametrize("demo", [False, True])
+def test_a_run_that_is_stopped_says_how_to_go_on_where_it_can(stills, tmp_path, monkeypatch, capsys, demo):
+    def stop(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_mgfs_davis, "command", stop)
+    assert (run_mgfs_davis.main(["--demo"]) if demo else run(stills, tmp_path)) == 130
+    assert capsys.readouterr().err == ("stopped\n" if demo else "stopped; the same command with --resume goes on\n")
+
+
 def test_a_plan_does_not_replace_the_records_of_a_run(stills, tracked, tmp_path, capsys):
     run(stills, tmp_path, "--sequences", "s3")
     assert run(stills, tmp_path, "--sequences", "s3", "--plan") == 2
