@@ -8,6 +8,8 @@ from typing import Protocol
 
 import numpy as np
 
+from sam2.utils.files import is_utf8
+
 _ATTEMPTS_AFTER_END = 32  # OpenCV reports damage and the end alike, but goes on after damage
 
 
@@ -68,6 +70,8 @@ class OpenCvDecoder:
         import cv2
 
         self._cv2 = cv2
+        if not is_utf8(path):
+            raise DecodeFailure("cannot open names that are not UTF-8")  # it would end the process
         # By name, because otherwise OpenCV takes some names for patterns of picture files.
         self._capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
         if not self._capture.isOpened():

@@ -32,6 +32,15 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def is_utf8(path: Path) -> bool:
+    """Whether a file's name is text. On Linux it may be any bytes, and OpenCV crashes on those."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file, UTF-8, at once or not at all."""
     with replacing(path) as partial:

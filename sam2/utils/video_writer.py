@@ -11,6 +11,8 @@ from types import TracebackType
 
 import numpy as np
 
+from sam2.utils.files import is_utf8
+
 logger = logging.getLogger(__name__)
 
 _TICKS = 1000  # of the clock of a file, from frame to frame at its frame rate
@@ -71,6 +73,8 @@ class _Mpeg4Encoder:
     def __init__(self, path: Path, fps: Fraction, height: int, width: int) -> None:
         import cv2
 
+        if not is_utf8(path):
+            raise OSError(f"OpenCV cannot write to {path!a}, which is not UTF-8; pip install 'sam2[video]' writes it")
         self._cv2 = cv2
         self._writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), float(fps), (width, height))
         if not self._writer.isOpened():

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import builtins
 import gc
+import os
 import struct
 import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from clip_files import drawn_clip, write_encoded, write_lossless
@@ -223,6 +225,16 @@ def test_opencv_is_asked_first_and_pyav_when_it_fails(tmp_path: Path, monkeypatc
     video = VideoFile(path)
     assert video._decoder_type is video_file.PyAvDecoder
     np.testing.assert_array_equal(forward(video), frames)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are text elsewhere")
+def test_a_name_that_is_not_utf8_is_left_to_pyav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("av")
+    frames = drawn_clip(5)
+    path = write_lossless(tmp_path / "clip.avi", frames).rename(tmp_path / os.fsdecode(b"caf\xe9.avi"))
+    # OpenCV itself would end the process on such a name.
+    monkeypatch.setattr(cv2, "VideoCapture", lambda *_: pytest.fail("OpenCV was asked"))
+    np.testing.assert_array_equal(forward(VideoFile(path)), frames)
 
 
 def stops_at(monkeypatch: pytest.MonkeyPatch, decoder: type, frame: int, error: Exception | None) -> None:

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
 import builtins
+import os
+import sys
+from fractions import Fraction
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -20,7 +24,7 @@ from sam2.utils.video_io import (
     open_source,
     overlay,
 )
-from sam2.utils.video_writer import next_tick
+from sam2.utils.video_writer import _Mpeg4Encoder, next_tick
 
 RED = (128, 0, 0)  # the DAVIS colour of object 1
 
@@ -335,8 +339,6 @@ def test_any_frame_rate_can_be_written(tmp_path: Path, fps: float) -> None:
 
 
 def test_a_written_video_shows_the_frames_and_their_times(tmp_path: Path, encoder: str) -> None:
-    import cv2
-
     frames = [np.full((48, 64, 3), colour, np.uint8) for colour in ([200, 30, 30], [30, 200, 30], [30, 30, 200])]
     with VideoWriter(tmp_path / "new" / "clip.mp4", fps=12.5) as writer:
         for frame in frames:
@@ -349,6 +351,14 @@ def test_a_written_video_shows_the_frames_and_their_times(tmp_path: Path, encode
     assert len(source) == 3
     for index, frame in enumerate(frames):
         assert np.abs(source.read(index).astype(int) - frame).max() <= 8
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are text elsewhere")
+def test_opencv_is_not_asked_to_write_a_name_that_is_not_utf8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # It would end the process.
+    monkeypatch.setattr(cv2, "VideoWriter", lambda *_: pytest.fail("OpenCV was asked"))
+    with pytest.raises(OSError, match="not UTF-8"):
+        _Mpeg4Encoder(tmp_path / os.fsdecode(b"caf\xe9.mp4"), Fraction(25), 48, 64)
 
 
 def test_odd_sizes_get_their_last_row_and_column_twice(tmp_path: Path, encoder: str) -> None:
