@@ -45,7 +45,7 @@ def next_tick(last: int | None, tick: int | None) -> int:
 
 
 class _H264Encoder:
-    """H.264 in 4:2:0, which browsers play, by PyAV. ImportError where that is not there."""
+    """H.264 in 4:2:0, which browsers play, by PyAV. ImportError where that is not there. In AVI times are even."""
 
     def __init__(self, path: Path, fps: Fraction, height: int, width: int) -> None:
         require_h264()
@@ -53,13 +53,17 @@ class _H264Encoder:
 
         self._av = av
         self._container = av.open(str(path), "w")
-        self._stream = self._container.add_stream("libx264", rate=fps, options={"crf": "18"})
+        self._is_avi = path.suffix.lower() == ".avi"  # no times, but a place for every tick of its clock, used or not
+        options = {"crf": "18", "bf": "0"} if self._is_avi else {"crf": "18"}
+        self._stream = self._container.add_stream("libx264", rate=fps, options=options)
         self._stream.height, self._stream.width, self._stream.pix_fmt = height, width, "yuv420p"
-        self._time_base = self._stream.codec_context.time_base = 1 / (fps * _TICKS)
+        self._time_base = self._stream.codec_context.time_base = 1 / (fps * (1 if self._is_avi else _TICKS))
+        self._count = 0
 
     def write(self, frame: np.ndarray, tick: int) -> None:
         picture = self._av.VideoFrame.from_ndarray(frame, format="rgb24")
-        picture.pts, picture.time_base = tick, self._time_base
+        picture.pts, picture.time_base = self._count if self._is_avi else tick, self._time_base
+        self._count += 1
         self._container.mux(self._stream.encode(picture))
 
     def close(self) -> None:
@@ -122,7 +126,7 @@ class VideoWriter:
         Args:
             frame: (H, W, 3) uint8 RGB.
             time: seconds at which it is shown, to a thousandth of the time from frame to frame; None, or one that is
-                not after the last frame's, for 1 / fps after it. MPEG-4 keeps to `fps`.
+                not after the last frame's, for 1 / fps after it. MPEG-4 and AVI keep to `fps`.
 
         Raises:
             ValueError: not such a frame, or not of the first one's size, or the file is finished.

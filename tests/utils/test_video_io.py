@@ -353,6 +353,15 @@ def test_a_written_video_shows_the_frames_and_their_times(tmp_path: Path, encode
         assert np.abs(source.read(index).astype(int) - frame).max() <= 8
 
 
+def test_an_avi_file_has_the_frame_rate_and_no_empty_frames(tmp_path: Path, encoder: str) -> None:
+    with VideoWriter(tmp_path / "clip.avi", 25) as writer:
+        for t in range(5):
+            writer.write(np.full((48, 64, 3), 40 * t, np.uint8), t / 10)
+    source = VideoFile(tmp_path / "clip.avi")
+    assert len(source) == 5 and source.rate == 25 and source.time(4) == pytest.approx(0.16)
+    assert [round(source.read(t).mean() / 40) for t in range(5)] == [0, 1, 2, 3, 4]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="file names are text elsewhere")
 def test_opencv_is_not_asked_to_write_a_name_that_is_not_utf8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # It would end the process.
