@@ -52,7 +52,7 @@ class _H264Encoder:
         import av
 
         self._av = av
-        self._container = av.open(str(path), "w")
+        self._container = av.open(str(path.absolute()), "w")  # no part of a name is taken for a protocol
         self._is_avi = path.suffix.lower() == ".avi"  # no times, but a place for every tick of its clock, used or not
         options = {"crf": "18", "bf": "0"} if self._is_avi else {"crf": "18"}
         self._stream = self._container.add_stream("libx264", rate=fps, options=options)
@@ -114,7 +114,7 @@ class VideoWriter:
         self.path = Path(path)
         if self.path.suffix.lower() not in self.SUFFIXES:
             raise ValueError(f"path must end in one of {', '.join(self.SUFFIXES)}, got {self.path}")
-        self._fps = Fraction(fps).limit_denominator(int(min(1e6, 1e6 / fps)) or 1)  # ticks are 32-bit fractions
+        self._fps = Fraction(float(fps)).limit_denominator(int(min(1e6, 1e6 / fps)) or 1)  # ticks are 32-bit fractions
         self._shape: tuple[int, ...] | None = None
         self._encoder: _H264Encoder | _Mpeg4Encoder | None = None
         self._last: int | None = None

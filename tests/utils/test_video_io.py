@@ -328,7 +328,7 @@ def test_a_frame_is_shown_at_its_time_or_one_frame_after_the_last(
     assert next_tick(last, tick) == expected
 
 
-@pytest.mark.parametrize("fps", [1 / 3600, 7, 24000 / 1001, 59.94, 240, 1000])
+@pytest.mark.parametrize("fps", [1 / 3600, 7, 24000 / 1001, 59.94, np.float32(29.97), 240, 1000])
 def test_any_frame_rate_can_be_written(tmp_path: Path, fps: float) -> None:
     pytest.importorskip("av")
     with VideoWriter(tmp_path / "clip.mp4", fps) as writer:
@@ -360,6 +360,14 @@ def test_an_avi_file_has_the_frame_rate_and_no_empty_frames(tmp_path: Path, enco
     source = VideoFile(tmp_path / "clip.avi")
     assert len(source) == 5 and source.rate == 25 and source.time(4) == pytest.approx(0.16)
     assert [round(source.read(t).mean() / 40) for t in range(5)] == [0, 1, 2, 3, 4]
+
+
+def test_a_relative_name_with_a_colon_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("av")
+    monkeypatch.chdir(tmp_path)
+    with VideoWriter("concat:clip.mp4", 25) as writer:
+        writer.write(np.zeros((48, 64, 3), np.uint8))
+    assert len(open_source(tmp_path / "concat:clip.mp4")) == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file names are text elsewhere")
