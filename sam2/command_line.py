@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -87,6 +88,8 @@ def exit_code(act: Callable[[], int], *, resumes: bool = True) -> int:
 
     resumes: whether the command takes --resume.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal or file cannot show is no failure
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return act()
     except (ImportError, OSError, ValueError, RuntimeError) as error:

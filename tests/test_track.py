@@ -1,5 +1,6 @@
 """The tracking command: videos and prompts in, results of each video out."""
 
+import io
 import json
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 from tracked_videos import LENGTHS, files_of, label_maps, read_json, run
 
 from sam2 import exports, track
+from sam2.command_line import exit_code
 from sam2.frame_skipping import SkipOptions
 from sam2.utils.davis import merge_masks, read_label_map, write_label_map
 from sam2.utils.drawn_clips import draw_clip
@@ -246,6 +248,13 @@ def test_what_cannot_be_done_gives_one_line_and_an_exit_status(videos, built, tm
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and message in error
     assert not (tmp_path / "out").exists() and built == []
+
+
+def test_a_name_that_the_output_cannot_show_is_no_failure(monkeypatch):
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="cp1252", write_through=True))
+    assert exit_code(lambda: print("犬: 4 frames") or 0) == 0
+    assert shown.getvalue().startswith(rb"\u72ac: 4 frames")
 
 
 def test_mp4_without_pyav_is_refused_before_anything_is_tracked(videos, built, tmp_path, monkeypatch, capsys):
