@@ -265,7 +265,8 @@ def _decide(gate: SkipGate, source: MaskSource, frame_idx: int, frame: GateFrame
 
 
 def _record(frame_idx: int, decision: Decision, start: float) -> FrameDecision:
-    return FrameDecision(frame_idx, decision.action, decision.change, decision.reason, time.perf_counter() - start)
+    change = float(decision.change)  # a policy may have measured it in NumPy or torch, which no JSON takes
+    return FrameDecision(frame_idx, decision.action, change, decision.reason, time.perf_counter() - start)
 
 
 def decision_table(decisions: Iterable[FrameDecision]) -> str:

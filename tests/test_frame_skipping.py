@@ -266,6 +266,16 @@ def test_your_own_strategy_decides(predictor, state):
     assert state.decisions[1].reason == "a test" and state.decisions[1].change == 0.5
 
 
+def test_what_your_strategy_measures_in_numpy_or_torch_is_on_record_as_a_number(predictor, state):
+    class Measured:
+        def decide(self, evidence):
+            return Verdict(False, np.float32(0.25) if evidence.age % 2 else torch.tensor(0.5), "measured")
+
+    predictor.skip_strategy = Measured()
+    list(predictor.propagate_in_video(state, max_frame_num_to_track=2, progress=False))
+    assert [type(decision.change) for decision in state.decisions] == [float] * 3
+
+
 def test_decisions_are_on_record_as_text_too(predictor, state, caplog):
     with caplog.at_level(logging.INFO, logger="sam2"):
         track(predictor, state)
