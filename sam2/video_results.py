@@ -6,6 +6,7 @@ H, W rows and columns of the video.
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,9 +65,9 @@ class VideoResults(Mapping[int, FrameResult]):
     def __init__(
         self,
         *,
-        name: str = "video",
+        name: StrPath = "video",
         num_frames: int | None = None,
-        frame_names: Sequence[str] | None = None,
+        frame_names: Sequence[StrPath] | None = None,
         about: Mapping[str, Any] | None = None,
     ) -> None:
         """Results of a clip of which nothing is known yet.
@@ -74,18 +75,20 @@ class VideoResults(Mapping[int, FrameResult]):
         Args:
             name: of the clip.
             num_frames: length of the clip; by default it ends with the last frame that has results.
-            frame_names: the files of its frames, e.g. "00000.jpg"; by default they are numbered from 0.
+            frame_names: the files of its frames, e.g. "00000.jpg", or their paths, of which the last part is taken; by
+                default they are numbered from 0.
             about: plain JSON.
 
         Raises:
             ValueError: not one different stem for each frame.
         """
-        names = None if frame_names is None else list(frame_names)
+        num_frames = None if num_frames is None else operator.index(num_frames)
+        names = None if frame_names is None else [Path(each).name for each in frame_names]
         if names is not None and num_frames is not None and len(names) != num_frames:
             raise ValueError(f"frame_names must be {num_frames}, one per frame, got {len(names)}")
         if names is not None and len({Path(each).stem for each in names}) < len(names):
             raise ValueError("frame_names must differ before their endings: masks are named like their frames")
-        self.name = name
+        self.name = str(name)
         self.about = dict(about or {})
         self.stored: dict[int, StoredFrame] = {}
         self._num_frames = num_frames if names is None else len(names)

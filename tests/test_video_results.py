@@ -84,6 +84,12 @@ def test_all_of_it_is_saved_and_loaded(tmp_path):
     assert_same(loaded[2], results[2])
 
 
+def test_names_may_be_paths_and_the_length_a_numpy_number(tmp_path):
+    results = clip_results(name=tmp_path, frame_names=[tmp_path / f"{t}.png" for t in range(5)], num_frames=np.int64(5))
+    loaded = VideoResults.load(results.save(tmp_path / "r.json", "json"))
+    assert (loaded.name, loaded.num_frames, loaded.frame_name(4)) == (str(tmp_path), 5, "4.png")
+
+
 def test_ids_that_are_names_are_saved_too(tmp_path):
     VideoResults.collect([result_at(0, {"dog": (0, 0, 2, 2)})]).save(tmp_path / "r.json", "json")
     assert VideoResults.load(tmp_path / "r.json")[0]["dog"].area == 4
