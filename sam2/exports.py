@@ -209,8 +209,11 @@ def _write_mp4(task: _Task) -> None:
     source = open_source(task.video)
     try:
         _check_apart(task.path, source)
+        _check_size(task.results, source)
         time_of = _times(source, task.fps)
-        with replacing(task.path) as partial, VideoWriter(partial, task.fps or frame_rate(source)) as writer:
+        fps = frame_rate(source) if task.fps is None else task.fps
+        VideoWriter(task.path, fps)  # refuses a bad name or rate; there is no file before the first frame
+        with replacing(task.path) as partial, VideoWriter(partial, fps) as writer:
             for t in _frame_indices(source):
                 writer.write(_labelled_frame(task.results, numbers, t, source.read(t)), time_of(t))
     finally:
@@ -222,6 +225,15 @@ def _check_apart(path: Path, source: FrameSource) -> None:
     """Raises ValueError where the overlay would replace the video."""
     if isinstance(source, VideoFile) and path.exists() and path.samefile(source.path):
         raise ValueError(f"path: {path} is the video itself, which the overlay would replace; name another file")
+
+
+def _check_size(results: VideoResults, source: FrameSource) -> None:
+    """Raises ValueError where the frames are not of the results' size."""
+    if (source.height, source.width) != (results.height, results.width):
+        raise ValueError(
+            f"video: {source.name} is {source.width}x{source.height}, the results of {results.name} are "
+            f"{results.width}x{results.height}; give the video that was tracked"
+        )
 
 
 def _times(source: FrameSource, fps: float | None) -> Callable[[int], float | None]:

@@ -260,6 +260,21 @@ def test_mp4_without_frames_says_that_it_needs_them(tmp_path):
         clip_results().save(tmp_path / "x.mp4", "mp4")
 
 
+@pytest.mark.parametrize(
+    ("name", "fps", "size", "message"),
+    [
+        ("x.webm", None, (96, 128), r"path must end in one of .*, got \S*/x\.webm$"),
+        ("x.mp4", 0, (96, 128), "fps must be positive, got 0"),
+        ("x.mp4", None, (128, 96), "frame list is 96x128, the results of clip are 128x96; give the video that was"),
+    ],
+)
+def test_an_overlay_that_cannot_be_made_says_why(tmp_path, name, fps, size, message):
+    pytest.importorskip("av")
+    with pytest.raises(ValueError, match=message):
+        drawn_results().save(tmp_path / name, "mp4", video=drawn_clip(3, *size), fps=fps)
+    assert files_of(tmp_path) == []
+
+
 def test_mp4_without_pyav_names_the_extra(tmp_path, frames, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(ImportError, match=r'pip install "sam2\[video\]"'):
