@@ -459,7 +459,7 @@ class SAM2VideoPredictor(UpstreamHooks):
             raise ValueError(f'direction must be "forward", "backward", "both" or None, got {direction!r}')
         if reverse and direction not in (None, "backward"):
             raise ValueError(f"reverse=True goes backward, got direction={direction!r} as well")
-        backward = reverse or direction == "backward"
+        backward = bool(reverse) or direction == "backward"
         if start is not None:
             start = state.check_frame("start_frame_idx", start, or_later=not backward)
         if direction == "both" and (start is not None or max_frames is not None):

@@ -133,12 +133,12 @@ def _check_video(state: VideoState, saved: Mapping[str, Any], path: StrPath) -> 
 
 
 def _plain_id(obj_id: ObjectId) -> Any:
-    if isinstance(obj_id, np.generic):
-        obj_id = obj_id.item()
     parts = obj_id if isinstance(obj_id, tuple) else (obj_id,)
-    if not all(isinstance(part, int | float | str) for part in parts):
+    # As Python's own: NumPy's would need code to be loaded again.
+    plain = tuple(part.item() if isinstance(part, np.generic) else part for part in parts)
+    if not all(isinstance(part, int | float | str) for part in plain):
         raise TypeError(f"obj_id {obj_id!r} cannot be saved: use numbers, strings or tuples of them")
-    return obj_id
+    return plain if isinstance(obj_id, tuple) else plain[0]
 
 
 def _on_cpu(value: Tensor | None) -> Tensor | None:

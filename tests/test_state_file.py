@@ -248,3 +248,17 @@ def test_a_saved_session_is_readable_as_files_usually_are_and_takes_numpy_option
     assert (tmp_path / "session.pt").stat().st_mode == (tmp_path / "other").stat().st_mode
     loaded = predictor.load(tmp_path / "session.pt", list(clip.frames))
     assert loaded.obj_ids == state.obj_ids
+
+
+def test_ids_and_directions_that_were_numpy_values_are_loaded_as_plain_ones(predictor, clip, tmp_path):
+    predictor.skipping = SkipOptions(0.05)
+    state = predictor.init_state(list(clip.frames))
+    ids = [np.int64(4), (np.int64(1), np.str_("left"), np.float64(0.5))]
+    for obj_id in ids:
+        predictor.add_new_mask(state, 4, obj_id, clip.labels[4] == 1)
+    for t, *_ in predictor.propagate_in_video(state, 4, reverse=np.bool_(True), progress=False):
+        if t == 3:
+            break
+    predictor.save(state, tmp_path / "session.pt")
+    loaded = predictor.load(tmp_path / "session.pt", list(clip.frames))
+    assert loaded.obj_ids == ids and loaded.track(4).tracked == {4: True, 3: True} and loaded.paused.reverse is True
