@@ -109,6 +109,22 @@ def test_frames_that_are_deleted_are_out_of_memory(predictor, clip):
     assert 4 not in state.track(1).tracked and not state.track(1).masks
 
 
+def test_a_loop_may_drop_the_memory_of_old_frames_whatever_became_of_them(predictor, clip):
+    predictor.skip_mad_threshold = 1000.0
+    state = session(predictor, clip)
+    track(predictor, state, max_frame_num_to_track=2)
+    predictor.skip_mad_threshold = 0
+    track(predictor, state, start_frame_idx=3)
+    outputs = outputs_of(state)
+    kinds = {type(output).__name__ for output in outputs.values()}
+    assert kinds == {"CarriedMask", "FadedOutput", "FrameOutput"}
+    for output in outputs.values():
+        output["maskmem_features"] = output["maskmem_pos_enc"] = None
+    assert all(output.maskmem_features is None for output in outputs.values())
+    with pytest.raises(TypeError, match="'pred_masks' of a frame that was packed or skipped cannot be set"):
+        outputs[5]["pred_masks"] = outputs[11]["pred_masks"]
+
+
 def test_the_cache_of_encoded_frames_can_be_filled_and_emptied(predictor, clip, monkeypatch):
     state = session(predictor, clip)
     image, encoded = state["cached_features"][0]

@@ -102,6 +102,14 @@ class CompactOutput(ReadsAsDict):
     maskmem_features = None
     maskmem_pos_enc = None
 
+    def __setitem__(self, name: str, value: Any) -> None:
+        """Takes what is so already: loops that bound memory set that of old frames to None."""
+        if not (value is None and name in self.names and getattr(self, name) is None):
+            raise TypeError(
+                f"{name!r} of a frame that was packed or skipped cannot be set: delete the frame, or open the video "
+                'with init_state(keep="all")'
+            )
+
     @property
     def object_score_logits(self) -> Tensor:
         """(1, 1)."""
