@@ -90,9 +90,9 @@ class PositionEmbeddingRandom(nn.Module):
         spread = 1.0 if scale is None or scale <= 0.0 else scale
         self.register_buffer("positional_encoding_gaussian_matrix", spread * torch.randn(2, num_pos_feats))
 
-    def _features(self, positions: Tensor) -> Tensor:
-        """(..., 2) positions (x, y) in [0, 1] -> (..., 2 * num_pos_feats)."""
-        angles = 2 * math.pi * ((2 * positions - 1) @ self.positional_encoding_gaussian_matrix)
+    def _pe_encoding(self, coords: Tensor) -> Tensor:
+        """(..., 2) positions (x, y) in [0, 1] -> (..., 2 * num_pos_feats). Exporters call it by this name."""
+        angles = 2 * math.pi * ((2 * coords - 1) @ self.positional_encoding_gaussian_matrix)
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
     def forward(self, size: tuple[int, int]) -> Tensor:
@@ -102,13 +102,13 @@ class PositionEmbeddingRandom(nn.Module):
         y = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height
         x = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width
         grid = torch.stack([x.expand(height, width), y[:, None].expand(height, width)], dim=-1)
-        return self._features(grid).permute(2, 0, 1)
+        return self._pe_encoding(grid).permute(2, 0, 1)
 
     def forward_with_coords(self, coords_input: Tensor, image_size: tuple[int, int]) -> Tensor:
         """Encode points (B, P, 2), (x, y) in pixels of an image of (H, W) -> (B, P, 2 * num_pos_feats)."""
         height, width = image_size
         size = torch.tensor([width, height], dtype=torch.float32, device=coords_input.device)
-        return self._features(coords_input.float() / size)
+        return self._pe_encoding(coords_input.float() / size)
 
 
 def init_t_xy(end_x: int, end_y: int) -> tuple[Tensor, Tensor]:

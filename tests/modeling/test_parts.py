@@ -8,6 +8,9 @@ import torch
 from sam2.modeling.backbones.hieradet import Hiera
 from sam2.modeling.backbones.utils import window_partition, window_unpartition
 from sam2.modeling.position_encoding import PositionEmbeddingSine, apply_rotary_enc, compute_axial_cis
+from sam2.modeling.sam.mask_decoder import MaskDecoder
+from sam2.modeling.sam.prompt_encoder import PromptEncoder
+from sam2.modeling.sam.transformer import TwoWayTransformer
 from sam2.modeling.sam2_utils import (
     MLP,
     DropPath,
@@ -138,3 +141,44 @@ def test_the_trunk_keeps_its_position_map_only_while_it_is_right():
         assert torch.equal(after, trunk._make_pos_embed((16, 16)))
     with torch.enable_grad():
         assert trunk._get_pos_embed((16, 16)).requires_grad
+
+
+# What exporters and encoders of other prompts call one by one, under upstream's names
+
+
+@torch.no_grad()
+def test_the_prompt_encoder_is_the_sum_of_its_parts():
+    encoder = PromptEncoder(8, (4, 4), (64, 64), mask_in_chans=16)
+    coords, labels = torch.rand(2, 3, 2) * 64, torch.tensor([[1, 0, -1], [2, 3, 1]])
+    boxes, masks = torch.rand(2, 4) * 64, torch.randn(2, 1, 16, 16)
+    points = (coords, labels)
+    assert torch.equal(encoder(points, None, masks)[0], encoder._embed_points(coords, labels, pad=True))
+    sparse, dense = encoder(points, boxes, masks)
+    parts = [encoder._embed_points(coords, labels, pad=False), encoder._embed_boxes(boxes)]
+    assert torch.equal(sparse, torch.cat(parts, dim=1))
+    assert torch.equal(dense, encoder._embed_masks(masks))
+    assert encoder._get_device().type == "cpu"
+    batches = [encoder._get_batch_size(*prompts) for prompts in ((points, None, None), (None, None, masks[:1]))]
+    assert batches == [2, 1] and encoder._get_batch_size(None, None, None) == 1
+
+
+@torch.no_grad()
+def test_a_click_can_be_encoded_from_shares_of_the_image_and_its_labels_weights():
+    encoder = PromptEncoder(8, (4, 4), (64, 64), mask_in_chans=16)
+    coords, labels = torch.tensor([[[10.0, 50.0], [0.0, 0.0]]]), torch.tensor([[1, -1]])
+    places = encoder.pe_layer._pe_encoding((coords + 0.5) / 64)
+    expected = [places[0, 0] + encoder.point_embeddings[1].weight[0], encoder.not_a_point_embed.weight[0]]
+    torch.testing.assert_close(encoder._embed_points(coords, labels, pad=False)[0], torch.stack(expected))
+
+
+@torch.no_grad()
+def test_all_masks_of_the_decoder_can_be_reduced_to_the_stable_or_the_best_one():
+    transformer = TwoWayTransformer(depth=1, embedding_dim=32, num_heads=2, mlp_dim=8)
+    decoder = MaskDecoder(transformer_dim=32, transformer=transformer, dynamic_multimask_via_stability=True).eval()
+    masks = torch.zeros(2, 4, 2, 2)
+    masks[0, 0], masks[0, 2], masks[1, 0] = 0.01, 3.0, 5.0
+    ious = torch.tensor([[0.9, 0.1, 0.5, 0.2], [0.3, 0.9, 0.9, 0.9]])
+    assert decoder._get_stability_scores(masks[:, 0]).tolist() == [0.0, 1.0]
+    chosen, score = decoder._dynamic_multimask_via_stability(masks, ious)
+    assert torch.equal(chosen, torch.stack([masks[0, 2:3], masks[1, :1]]))
+    assert score.flatten().tolist() == pytest.approx([0.5, 0.3])

@@ -87,7 +87,7 @@ class MaskDecoder(nn.Module):
         if multimask_output:
             return DecodedMasks(masks[:, 1:], ious[:, 1:], tokens, object_score_logits)
         if self.dynamic_multimask_via_stability and not self.training:
-            masks, ious = self._stable_or_best(masks, ious)
+            masks, ious = self._dynamic_multimask_via_stability(masks, ious)
         return DecodedMasks(masks[:, :1], ious[:, :1], tokens, object_score_logits)
 
     def predict_masks(
@@ -129,17 +129,27 @@ class MaskDecoder(nn.Module):
         fine, middle = high_res_features
         return act2(up2(act1(norm(up1(image) + middle))) + fine)
 
-    def _stability(self, masks: Tensor) -> Tensor:
-        """IoU of each mask (B, M, H, W) at the thresholds +delta and -delta; 1 where it is empty at both."""
+    def _get_stability_scores(self, mask_logits: Tensor) -> Tensor:
+        """IoU of each mask (..., H, W) at the thresholds +delta and -delta; 1 where it is empty at both."""
         delta = self.dynamic_multimask_stability_delta
-        inner = (masks > delta).flatten(-2).sum(-1).float()
-        outer = (masks > -delta).flatten(-2).sum(-1).float()
+        inner = (mask_logits > delta).flatten(-2).sum(-1).float()
+        outer = (mask_logits > -delta).flatten(-2).sum(-1).float()
         return torch.where(outer > 0, inner / outer, 1.0)
 
-    def _stable_or_best(self, masks: Tensor, ious: Tensor) -> tuple[Tensor, Tensor]:
-        """Per prompt, the single mask where it is stable, else the one of the several with the best predicted IoU."""
+    def _dynamic_multimask_via_stability(
+        self, all_mask_logits: Tensor, all_iou_scores: Tensor
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Per prompt, the single mask where it is stable, else the one of the several with the best predicted IoU.
+
+        Args, as `predict_masks` answers them, which exporters put together with this by themselves:
+            all_mask_logits: (B, 1 + M, H, W). all_iou_scores: (B, 1 + M).
+
+        Returns:
+            (B, 1, H, W) and (B, 1).
+        """
+        masks, ious = all_mask_logits, all_iou_scores
         rows = torch.arange(masks.shape[0], device=masks.device)
         best = 1 + ious[:, 1:].argmax(dim=-1)
-        stable = self._stability(masks[:, 0]) >= self.dynamic_multimask_stability_thresh  # (B,)
+        stable = self._get_stability_scores(masks[:, 0]) >= self.dynamic_multimask_stability_thresh  # (B,)
         chosen = torch.where(stable, 0, best)
         return masks[rows, chosen].unsqueeze(1), ious[rows, chosen].unsqueeze(1)

@@ -53,13 +53,42 @@ class PromptEncoder(nn.Module):
         """Position encoding of the image embedding's grid, (1, C, h, w)."""
         return self.pe_layer(self.image_embedding_size)[None]
 
-    def _embed_points(self, points: Tensor, labels: Tensor) -> Tensor:
-        """Points (B, P, 2), (x, y) of a pixel's corner, and labels (B, P) in -1..3 -> (B, P, C)."""
+    # The parts of `forward`, which exporters and encoders of other prompts call one by one.
+
+    def _get_batch_size(
+        self, points: tuple[Tensor, Tensor] | None, boxes: Tensor | None, masks: Tensor | None
+    ) -> int:  # fmt: skip
+        """B of the first kind of prompt that is given, 1 without any."""
+        given = [t for t in (points and points[0], boxes, masks) if t is not None]
+        return len(given[0]) if given else 1  # not by next(), which torch 2.5 cannot compile
+
+    def _get_device(self) -> torch.device:
+        return self.no_mask_embed.weight.device
+
+    def _embed_points(self, points: Tensor, labels: Tensor, pad: bool) -> Tensor:
+        """Points (B, P, 2), (x, y) of a pixel's corner, and labels (B, P) in -1..3 -> (B, P, C), or P + 1 with `pad`.
+
+        Args:
+            pad: append a padding point.
+        """
+        if pad:
+            points = torch.cat([points, points.new_zeros(len(points), 1, 2)], dim=1)
+            labels = torch.cat([labels, labels.new_full((len(labels), 1), PADDING)], dim=1)
         learned: list[Any] = [self.not_a_point_embed, *self.point_embeddings]
         kinds = torch.cat([embedding.weight for embedding in learned])  # (5, C)
         places = self.pe_layer.forward_with_coords(points + 0.5, self.input_image_size)
         is_point = (labels != PADDING).unsqueeze(-1)
         return places * is_point + kinds[labels.long() + 1]
+
+    def _embed_boxes(self, boxes: Tensor) -> Tensor:
+        """Boxes (B, 4) XYXY in input pixels -> (B, 2, C), their two corners."""
+        corners = boxes.reshape(-1, 2, 2)
+        labels = torch.tensor([2, 3], device=boxes.device).expand(len(corners), 2)
+        return self._embed_points(corners, labels, pad=False)
+
+    def _embed_masks(self, masks: Tensor) -> Tensor:
+        """Logits (B, 1, 4h, 4w) -> (B, C, h, w)."""
+        return self.mask_downscaling(masks)
 
     def forward(
         self, points: tuple[Tensor, Tensor] | None, boxes: Tensor | None, masks: Tensor | None
@@ -76,20 +105,14 @@ class PromptEncoder(nn.Module):
             dense (B, C, h, w).
         """
         weight = self.no_mask_embed.weight  # (1, C)
-        given = [t for t in (points and points[0], boxes, masks) if t is not None]
-        batch = len(given[0]) if given else 1  # not by next(), which torch 2.5 cannot compile
+        batch = self._get_batch_size(points, boxes, masks)
         tokens = [weight.new_empty(batch, 0, self.embed_dim)]
         if points is not None:
-            coords, labels = points
-            if boxes is None:
-                coords = torch.cat([coords, coords.new_zeros(batch, 1, 2)], dim=1)
-                labels = torch.cat([labels, labels.new_full((batch, 1), PADDING)], dim=1)
-            tokens.append(self._embed_points(coords, labels))
+            tokens.append(self._embed_points(*points, pad=boxes is None))
         if boxes is not None:
-            corners = torch.tensor([2, 3], device=boxes.device).expand(batch, 2)
-            tokens.append(self._embed_points(boxes.reshape(-1, 2, 2), corners))
+            tokens.append(self._embed_boxes(boxes))
         if masks is not None:
-            dense = self.mask_downscaling(masks)
+            dense = self._embed_masks(masks)
         else:
             dense = weight[:, :, None, None].expand(batch, -1, *self.image_embedding_size)
         return torch.cat(tokens, dim=1), dense
