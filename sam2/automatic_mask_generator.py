@@ -141,7 +141,7 @@ class SAM2AutomaticMaskGenerator:
         data = MaskData()
         for (x_min, y_min, x_max, y_max), layer in zip(crop_boxes, layers, strict=True):
             if x_min < x_max and y_min < y_max:  # an image of a few pixels has empty crops
-                data.cat(self._process_crop(image, [x_min, y_min, x_max, y_max], layer))
+                data.cat(self._process_crop(image, [x_min, y_min, x_max, y_max], layer, image.shape[:2]))
         if len(crop_boxes) > 1:
             x_min, y_min, x_max, y_max = data["crop_boxes"].unbind(dim=1)
             smallest_first = 1.0 / ((x_max - x_min) * (y_max - y_min))
@@ -149,16 +149,20 @@ class SAM2AutomaticMaskGenerator:
         data.to_numpy()
         return data
 
-    def _process_crop(self, image: np.ndarray, crop_box: list[int], layer: int) -> MaskData:
+    # Both under upstream's names and arguments, for subclasses that call or override them.
+
+    def _process_crop(
+        self, image: np.ndarray, crop_box: list[int], crop_layer_idx: int, orig_size: tuple[int, ...]
+    ) -> MaskData:
         """The distinct masks of one crop, as columns rles, boxes, iou_preds, stability_score, points and crop_boxes."""
         x_min, y_min, x_max, y_max = crop_box
         crop = image[y_min:y_max, x_min:x_max]
-        grid = self.point_grids[layer] * np.array([x_max - x_min, y_max - y_min])  # pixels of the crop
+        grid = self.point_grids[crop_layer_idx] * np.array([x_max - x_min, y_max - y_min])  # pixels of the crop
         data = MaskData()
         self.predictor.set_image(crop)
         try:
             for (points,) in amg.batch_iterator(self.points_per_batch, grid):
-                data.cat(self._process_batch(points, crop_box, image.shape[:2]))
+                data.cat(self._process_batch(points, crop.shape[:2], crop_box, orig_size, normalize=True))
         finally:
             self.predictor.reset_predictor()
         data.filter(_best_boxes(data["boxes"], data["iou_preds"], self.box_nms_thresh))
@@ -167,13 +171,20 @@ class SAM2AutomaticMaskGenerator:
         data["crop_boxes"] = torch.tensor(crop_box).expand(len(data["rles"]), 4)
         return data
 
-    def _process_batch(self, points: np.ndarray, crop_box: list[int], image_hw: tuple[int, int]) -> MaskData:
-        """The good masks of some points (P, 2) of a crop; boxes and points in its coordinates, codes in the image's."""
+    def _process_batch(
+        self, points: np.ndarray, im_size: tuple[int, ...], crop_box: list[int], orig_size: tuple[int, ...],
+        normalize: bool = False,
+    ) -> MaskData:  # fmt: skip
+        """The good masks of some points of a crop; boxes and points in its coordinates, codes in the image's.
+
+        Args:
+            points: (P, 2) in pixels of the crop with `normalize`, else as shares of its width and height.
+            im_size, orig_size: (H, W) of the crop and of the image.
+        """
         predictor = self.predictor
-        x_min, y_min, x_max, y_max = crop_box
-        crop_hw = (y_max - y_min, x_max - x_min)
-        clicks = torch.from_numpy(points.astype(np.float32)).to(predictor.device)  # (P, 2)
-        prompts = predictor._transforms.transform_coords(clicks, normalize=True, orig_hw=crop_hw)
+        crop_hw, (height, width) = (im_size[0], im_size[1]), orig_size[:2]
+        clicks = torch.from_numpy(np.array(points, np.float32)).to(predictor.device)  # (P, 2)
+        prompts = predictor._transforms.transform_coords(clicks, normalize=normalize, orig_hw=crop_hw)
         labels = torch.ones(len(clicks), dtype=torch.int32, device=clicks.device)
         logits, ious = predictor.decode(prompts[:, None], labels[:, None], multimask_output=self.multimask_output)
         per_point = logits.shape[1]
@@ -195,7 +206,6 @@ class SAM2AutomaticMaskGenerator:
         if self.stability_score_thresh > 0:
             data.filter(stability >= self.stability_score_thresh)
         data["boxes"] = amg.batched_mask_to_box(data["masks"])
-        height, width = image_hw
         data.filter(~amg.is_box_near_crop_edge(data["boxes"], crop_box, [0, 0, width, height]))
         data["rles"] = amg.mask_to_rle_pytorch(amg.uncrop_masks(data["masks"], crop_box, height, width))
         del data["masks"]

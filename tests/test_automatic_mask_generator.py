@@ -10,7 +10,14 @@ from PIL import Image
 
 from sam2.automatic_mask_generator import SAM2AutomaticMaskGenerator
 from sam2.build_sam import build_sam2, packaged_file
-from sam2.utils.amg import MaskData, area_from_rle, coco_encode_rle, mask_to_rle_pytorch, rle_to_mask
+from sam2.utils.amg import (
+    MaskData,
+    area_from_rle,
+    coco_encode_rle,
+    generate_crop_boxes,
+    mask_to_rle_pytorch,
+    rle_to_mask,
+)
 
 TOLERANCE = {"cpu": 1e-4, "cuda": 1e-3}  # of the recorded answers, which were made on a CPU
 HEIGHT, WIDTH = 48, 64
@@ -219,8 +226,37 @@ def test_own_points_are_used_in_batches_and_layer_by_layer(model):
 def test_each_point_is_answered_by_three_masks_or_by_one(model, multimask_output, per_point):
     generator = SAM2AutomaticMaskGenerator(model, multimask_output=multimask_output, **KEEP_ALL)
     generator.predictor.set_image(picture())
-    table = generator._process_batch(np.array([[9, 9], [30, 20]]), [0, 0, WIDTH, HEIGHT], (HEIGHT, WIDTH))
+    table = generator._process_batch(
+        np.array([[9, 9], [30, 20]]), (HEIGHT, WIDTH), [0, 0, WIDTH, HEIGHT], (HEIGHT, WIDTH), normalize=True
+    )
     assert table["points"].tolist() == [[9, 9]] * per_point + [[30, 20]] * per_point
+
+
+class OwnLoop(SAM2AutomaticMaskGenerator):
+    """A subclass as they are written for upstream: a loop of its own over crops, a step of its own per batch."""
+
+    def _generate_masks(self, image):
+        self.steps: list[tuple[Any, ...]] = []
+        boxes, layers = generate_crop_boxes(image.shape[:2], self.crop_n_layers, self.crop_overlap_ratio)
+        data = MaskData()
+        for crop_box, layer_idx in zip(boxes, layers, strict=True):
+            data.cat(self._process_crop(image, crop_box, layer_idx, image.shape[:2]))
+        data.to_numpy()
+        return data
+
+    def _process_batch(self, points, im_size, crop_box, orig_size, normalize=False):
+        self.steps.append((im_size, crop_box, orig_size, normalize))
+        shares = points / np.array(im_size)[::-1]
+        return super()._process_batch(shares, im_size, crop_box, orig_size)
+
+
+def test_a_subclass_written_for_upstream_finds_the_same_masks(model):
+    settings = {**KEEP_ALL, "crop_n_layers": 1, "crop_nms_thresh": 1.0}
+    own = OwnLoop(model, **settings)
+    found = own.generate(picture())
+    assert own.steps[0] == ((HEIGHT, WIDTH), [0, 0, WIDTH, HEIGHT], (HEIGHT, WIDTH), True) and len(own.steps) == 5
+    everything = SAM2AutomaticMaskGenerator(model, **settings).generate(picture())
+    assert sorted(record["area"] for record in found) == sorted(record["area"] for record in everything)
 
 
 def test_refinement_prompts_each_point_again_with_its_own_clamped_mask(model):
