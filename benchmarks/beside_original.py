@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ORIGINAL = "sam2==1.1.0"
 PARTS = ("encode", "read memory", "decode", "write memory")
 METHODS = {  # the methods that do the parts, in either package
-    "ours": ("forward_image", "read_memory", "_forward_sam_heads", "write_memory"),
+    "ours": ("forward_image", "read_memory", "decode_masks", "write_memory"),
     "original": (
         "forward_image", "_prepare_memory_conditioned_features", "_forward_sam_heads", "_encode_new_memory",
     ),

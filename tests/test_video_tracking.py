@@ -234,14 +234,14 @@ def one_by_one(predictor, clip):
 def test_objects_of_equal_layout_share_a_batch_and_answer_as_one_by_one(
     predictor, clip, one_by_one, monkeypatch, most, sizes
 ):
-    found, decode = set(), predictor._forward_sam_heads
+    found, decode = set(), predictor.decode_masks
 
     def counted(features, *args, **kwargs):
         found.add(len(features))
         return decode(features, *args, **kwargs)
 
     state = many(predictor, clip)
-    monkeypatch.setattr(predictor, "_forward_sam_heads", counted)
+    monkeypatch.setattr(predictor, "decode_masks", counted)
     monkeypatch.setattr(predictor, "max_batch_objects", most)
     batched = track(predictor, state, start_frame_idx=2)
     assert found == sizes

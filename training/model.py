@@ -126,7 +126,7 @@ class ClipModel(nn.Module):
         """Another frame: read memory, decode, and correct the answer if it is planned."""
         conditioned = self.network.read_memory(features, bank, request)
         answers = [
-            self.network._forward_sam_heads(
+            self.network.decode_masks(
                 conditioned, high_res_features=features.high_res,
                 multimask_output=self.network._use_multimask(False, None),
             )
@@ -143,7 +143,7 @@ class ClipModel(nn.Module):
         answers = []
         for _ in range(clicks):
             points = add_click(points, target, answer.high_res_masks > 0)
-            answer = self.network._forward_sam_heads(
+            answer = self.network.decode_masks(
                 conditioned, point_inputs=points,
                 mask_inputs=answer.low_res_masks.detach().clamp(-LOGIT_LIMIT, LOGIT_LIMIT),
                 high_res_features=features.high_res,

@@ -33,11 +33,24 @@ class MemoryFrame(Protocol):
         ...
 
 
-class MemoryBank(NamedTuple):
-    """The frames of one object that may be remembered, by frame index."""
+class StoredFrame(NamedTuple):
+    """A `MemoryFrame` from a caller's own dict."""
 
-    prompted: Mapping[int, MemoryFrame]
-    propagated: Mapping[int, MemoryFrame]
+    obj_ptr: Tensor
+    maskmem_features: Tensor | None
+    maskmem_pos_enc: list[Tensor] | None
+
+
+def as_memory_frame(output: MemoryFrame | dict[str, Any]) -> MemoryFrame:
+    """An output of a frame, also from a dict of upstream's keys."""
+    return StoredFrame(*(output[name] for name in StoredFrame._fields)) if isinstance(output, dict) else output
+
+
+class MemoryBank(NamedTuple):
+    """The frames of one object that may be remembered, by frame index; each a `MemoryFrame` or a dict of its keys."""
+
+    prompted: Mapping[int, Any]
+    propagated: Mapping[int, Any]
 
 
 class Remembered(NamedTuple):
@@ -120,10 +133,12 @@ def select_memory(
     """
     if not bank.prompted:
         raise RuntimeError(f"frame {frame_idx} has no prompted frame to track from: add points, a box or a mask first")
-    prompted, others = closest(frame_idx, bank.prompted, rules.max_prompted)
+    chosen, others = closest(frame_idx, bank.prompted, rules.max_prompted)
+    prompted = {t: as_memory_frame(output) for t, output in chosen.items()}
 
     def tracked(t: int) -> MemoryFrame | None:
-        output = bank.propagated.get(t, others.get(t))
+        found = bank.propagated.get(t, others.get(t))
+        output = None if found is None else as_memory_frame(found)
         # A session read under upstream's names shows skipped frames too, which are not to be remembered.
         return None if output is None or output.obj_ptr is None else output
 

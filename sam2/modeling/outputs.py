@@ -58,6 +58,13 @@ class PointInputs(NamedTuple):
     point_labels: Tensor  # (B, P) int32: 1 positive, 0 negative, 2 and 3 a box's corners
 
 
+def as_point_inputs(points: Mapping[str, Tensor] | PointInputs | None) -> PointInputs | None:
+    """Clicks, also from upstream's dict "point_coords", "point_labels"."""
+    if isinstance(points, Mapping):
+        return PointInputs(points["point_coords"], points["point_labels"])
+    return points
+
+
 class FrameRequest(NamedTuple):
     """What is asked of one frame."""
 

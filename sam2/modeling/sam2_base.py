@@ -26,11 +26,13 @@ from sam2.modeling.outputs import (
     MemoryTokens,
     PointInputs,
     SamOutput,
+    as_point_inputs,
 )
 from sam2.modeling.sam.mask_decoder import MaskDecoder
 from sam2.modeling.sam.prompt_encoder import PADDING, PromptEncoder
 from sam2.modeling.sam.transformer import TwoWayTransformer
 from sam2.modeling.sam2_utils import MLP, get_1d_sine_pe, select_closest_cond_frames
+from sam2.modeling.upstream_steps import Points, UpstreamSteps, to_map, to_tokens
 
 NO_OBJ_SCORE = -1024.0  # mask logit of an object that is not in the frame
 MASK_SCALE, MASK_BIAS = 20.0, -10.0  # a 0/1 mask as logits, when a given mask is itself the answer
@@ -56,10 +58,10 @@ def keep_highest_object(masks: Tensor) -> Tensor:
     return torch.where(winner == objects, masks, masks.clamp(max=MASK_BIAS))
 
 
-class SAM2Base(nn.Module):
+class SAM2Base(UpstreamSteps):
     """The network and its options, which are the keys of the YAML configs.
 
-    A frame goes through four methods: `encode_image`, `read_memory`, `_forward_sam_heads` and `write_memory`;
+    A frame goes through four methods: `encode_image`, `read_memory`, `decode_masks` and `write_memory`;
     `segment` and `track` put them together for one or several objects of equal history.
 
     Args, in the order of a frame's way through the network:
@@ -257,7 +259,7 @@ class SAM2Base(nn.Module):
         """What `forward_image` returns, as the arguments of `track_step`: tokens (HW, B, C) and map sizes."""
         maps = backbone_out["backbone_fpn"][-self.num_feature_levels :]
         positions = backbone_out["vision_pos_enc"][-self.num_feature_levels :]
-        tokens, position_tokens = ([_to_tokens(x) for x in group] for group in (maps, positions))
+        tokens, position_tokens = ([to_tokens(x) for x in group] for group in (maps, positions))
         return backbone_out, tokens, position_tokens, [(x.shape[-2], x.shape[-1]) for x in positions]
 
     # Read memory
@@ -275,10 +277,10 @@ class SAM2Base(nn.Module):
             shape = (1, top.shape[0], self.mem_dim)
             memory = MemoryTokens(self.no_mem_embed.expand(shape), self.no_mem_pos_enc.expand(shape), 0)
         tokens = self.memory_attention(
-            curr=_to_tokens(top), curr_pos=_to_tokens(features.positions[-1]),
+            curr=to_tokens(top), curr_pos=to_tokens(features.positions[-1]),
             memory=memory.tokens, memory_pos=memory.positions, num_obj_ptr_tokens=memory.num_pointer_tokens,
         )  # fmt: skip
-        return _to_map(tokens, (top.shape[-2], top.shape[-1]))
+        return to_map(tokens, (top.shape[-2], top.shape[-1]))
 
     def _bank_rules(self, num_frames: int) -> BankRules:
         return BankRules(
@@ -305,8 +307,8 @@ class SAM2Base(nn.Module):
             if output.maskmem_features is None or output.maskmem_pos_enc is None:
                 raise RuntimeError(f"a frame that frame {request.frame_idx} remembers was not written to memory")
             # Memory may be kept elsewhere, and as bfloat16.
-            tokens.append(_to_tokens(output.maskmem_features.to(like.device, like.dtype, non_blocking=True)))
-            place = _to_tokens(output.maskmem_pos_enc[-1].to(like.device, non_blocking=True))
+            tokens.append(to_tokens(output.maskmem_features.to(like.device, like.dtype, non_blocking=True)))
+            place = to_tokens(output.maskmem_pos_enc[-1].to(like.device, non_blocking=True))
             positions.append(place + self.maskmem_tpos_enc[self.num_maskmem - slot - 1])
         pointers = 0
         if self.use_obj_ptrs_in_encoder and selection.pointers:
@@ -335,13 +337,14 @@ class SAM2Base(nn.Module):
 
     # Decode
 
-    def _use_multimask(self, first_look: bool, points: PointInputs | None) -> bool:
+    def _use_multimask(self, is_init_cond_frame: bool, point_inputs: Points) -> bool:
         """Whether the prompt is ambiguous enough to ask for several masks."""
+        points = as_point_inputs(point_inputs)
         clicks = 0 if points is None else points.point_labels.shape[1]
-        wanted = self.multimask_output_in_sam and (first_look or self.multimask_output_for_tracking)
+        wanted = self.multimask_output_in_sam and (is_init_cond_frame or self.multimask_output_for_tracking)
         return wanted and self.multimask_min_pt_num <= clicks <= self.multimask_max_pt_num
 
-    def _forward_sam_heads(
+    def decode_masks(
         self, backbone_features: Tensor, point_inputs: PointInputs | None = None, mask_inputs: Tensor | None = None,
         high_res_features: Sequence[Tensor] | None = None, multimask_output: bool = False,
     ) -> SamOutput:  # fmt: skip
@@ -392,16 +395,14 @@ class SAM2Base(nn.Module):
         pointer = presence * pointer if self.fixed_no_obj_ptr else pointer
         return pointer + (1 - presence) * self.no_obj_ptr
 
-    def _use_mask_as_output(self, features: FrameFeatures, mask: Tensor) -> SamOutput:
+    def answer_with_mask(self, features: FrameFeatures, mask: Tensor) -> SamOutput:
         """Answer a given mask (B, 1, S, S) with itself; the decoder only contributes the object pointer."""
         mask = mask.float()
         logits = mask * MASK_SCALE + MASK_BIAS
         low_res = _shrink(logits, (logits.shape[-2] // 4, logits.shape[-1] // 4))
         if self.use_obj_ptrs_in_encoder:
             shrunken = self.mask_downsample(mask)
-            pointer = self._forward_sam_heads(
-                features.top, mask_inputs=shrunken, high_res_features=features.high_res
-            ).obj_ptr
+            pointer = self.decode_masks(features.top, mask_inputs=shrunken, high_res_features=features.high_res).obj_ptr
         else:
             pointer = logits.new_zeros(mask.shape[0], self.hidden_dim)
         presence = (mask.flatten(1) > 0).any(dim=1, keepdim=True).float()  # (B, 1)
@@ -414,6 +415,10 @@ class SAM2Base(nn.Module):
         )  # fmt: skip
 
     # Write memory
+
+    def _apply_non_overlapping_constraints(self, pred_masks: Tensor) -> Tensor:
+        """`keep_highest_object` under upstream's name."""
+        return keep_highest_object(pred_masks)
 
     def write_memory(
         self, features: FrameFeatures, masks: Tensor, object_score_logits: Tensor, from_points: bool
@@ -440,9 +445,9 @@ class SAM2Base(nn.Module):
     def segment(self, features: FrameFeatures, bank: MemoryBank, request: FrameRequest) -> SamOutput:
         """Masks of B objects on one frame, from its prompts, from memory or from both."""
         if request.mask is not None and self.use_mask_input_as_output_without_sam:
-            return self._use_mask_as_output(features, request.mask)
+            return self.answer_with_mask(features, request.mask)
         conditioned = self.read_memory(features, bank, request)
-        return self._forward_sam_heads(
+        return self.decode_masks(
             conditioned,
             point_inputs=request.points,
             mask_inputs=request.mask if request.previous_logits is None else request.previous_logits,
@@ -464,43 +469,6 @@ class SAM2Base(nn.Module):
             )
             output.maskmem_features, output.maskmem_pos_enc = memory.features, [memory.position]
         return output
-
-    def track_step(
-        self, frame_idx: int, is_init_cond_frame: bool, current_vision_feats: Sequence[Tensor],
-        current_vision_pos_embeds: Sequence[Tensor], feat_sizes: Sequence[tuple[int, int]],
-        point_inputs: Mapping[str, Tensor] | PointInputs | None, mask_inputs: Tensor | None,
-        output_dict: Mapping[str, Mapping[int, FrameOutput]], num_frames: int, track_in_reverse: bool = False,
-        run_mem_encoder: bool = True, prev_sam_mask_logits: Tensor | None = None,
-    ) -> FrameOutput:  # fmt: skip
-        """`track` under upstream's name and arguments.
-
-        Args:
-            current_vision_feats, current_vision_pos_embeds, feat_sizes: from `_prepare_backbone_features`.
-            point_inputs: "point_coords" (B, P, 2) and "point_labels" (B, P). mask_inputs: (B, 1, S, S).
-            output_dict: "cond_frame_outputs" and "non_cond_frame_outputs", earlier results by frame index.
-        """
-        if isinstance(point_inputs, Mapping):
-            point_inputs = PointInputs(point_inputs["point_coords"], point_inputs["point_labels"])
-        features = FrameFeatures(
-            [_to_map(x, size) for x, size in zip(current_vision_feats, feat_sizes, strict=True)],
-            [_to_map(x, size) for x, size in zip(current_vision_pos_embeds, feat_sizes, strict=True)],
-        )
-        bank = MemoryBank(output_dict["cond_frame_outputs"], output_dict["non_cond_frame_outputs"])
-        request = FrameRequest(
-            frame_idx, num_frames, reverse=track_in_reverse, reads_memory=not is_init_cond_frame,
-            points=point_inputs, mask=mask_inputs, previous_logits=prev_sam_mask_logits,
-        )  # fmt: skip
-        return self.track(features, bank, request, remember=run_mem_encoder)
-
-
-def _to_tokens(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (HW, B, C)."""
-    return x.flatten(2).permute(2, 0, 1)
-
-
-def _to_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
-    """(HW, B, C) -> (B, C, H, W)."""
-    return tokens.permute(1, 2, 0).unflatten(2, size)
 
 
 def _shrink(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -160,3 +160,18 @@ def test_a_table_made_while_tracking_can_be_trained_with_later():
         attention(x, x, x)  # another grid than the one the table was made for
     attention(x, x, x).sum().backward()
     assert attention.q_proj.weight.grad is not None
+
+
+@torch.inference_mode()
+def test_memory_may_be_kept_in_plain_dicts_of_upstreams_keys(model):
+    outputs = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
+    points = {"point_coords": torch.tensor([[[40.0, 50.0]]]), "point_labels": torch.tensor([[1]], dtype=torch.int32)}
+    image = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    outputs["cond_frame_outputs"][0] = step(model, 0, outputs, image, point_inputs=points)
+    outputs["non_cond_frame_outputs"][1] = step(model, 1, outputs, image)
+    expected = step(model, 2, outputs, image)
+    kept = ("maskmem_features", "maskmem_pos_enc", "pred_masks", "obj_ptr", "object_score_logits")
+    own = {
+        name: {t: {key: output[key] for key in kept} for t, output in store.items()} for name, store in outputs.items()
+    }
+    assert torch.equal(step(model, 2, own, image).pred_masks, expected.pred_masks)

@@ -82,7 +82,7 @@ def test_every_pass_of_the_decoder_is_supervised(model: ClipModel, batch: ClipBa
     def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *args, **kwargs: calls.append(name) or function(*args, **kwargs)
 
-    monkeypatch.setattr(model.network, "_forward_sam_heads", counted("decode", model.network._forward_sam_heads))
+    monkeypatch.setattr(model.network, "decode_masks", counted("decode", model.network.decode_masks))
     monkeypatch.setattr("training.losses.answer_losses", counted("supervise", answer_losses))
     torch.manual_seed(1)
     model(batch, PromptMix(mask=0, box=0, click=1, correction=1, first_correction=1, practice=1))

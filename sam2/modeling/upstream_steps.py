@@ -1,0 +1,181 @@
+"""A frame's steps under upstream's names and arguments, for loops and training code that call the network's insides.
+
+Shapes: B objects, C channels, M candidate masks, S the input size, HW the tokens of a map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sam2.modeling.memory_bank import MemoryBank
+from sam2.modeling.outputs import (
+    EncodedMemory,
+    FrameFeatures,
+    FrameOutput,
+    FrameRequest,
+    PointInputs,
+    SamOutput,
+    as_point_inputs,
+)
+
+Points = Mapping[str, Tensor] | PointInputs | None
+Outputs = Mapping[str, Mapping[int, Any]]  # "cond_frame_outputs" and "non_cond_frame_outputs", by frame index
+Sizes = Sequence[tuple[int, int]]
+
+
+class SamHeads(NamedTuple):
+    """A `SamOutput` in upstream's order, and with all candidates at the input size."""
+
+    low_res_multimasks: Tensor  # (B, M, S / 4, S / 4) logits
+    high_res_multimasks: Tensor  # (B, M, S, S)
+    ious: Tensor  # (B, M)
+    low_res_masks: Tensor  # (B, 1, S / 4, S / 4)
+    high_res_masks: Tensor  # (B, 1, S, S)
+    obj_ptr: Tensor  # (B, C)
+    object_score_logits: Tensor  # (B, 1)
+
+
+class UpstreamSteps(nn.Module):
+    """What upstream's methods of these names answer.
+
+    They are here to be called. The network itself goes other ways (see `SAM2Base`), so overriding them changes only who
+    calls them; override `encode_image`, `read_memory`, `decode_masks` or `write_memory` to change the network.
+    """
+
+    num_maskmem: int
+    hidden_dim: int
+    use_mask_input_as_output_without_sam: bool
+    _use_multimask: Callable[[bool, Points], bool]
+    answer_with_mask: Callable[[FrameFeatures, Tensor], SamOutput]
+    decode_masks: Callable[..., SamOutput]
+    read_memory: Callable[[FrameFeatures, MemoryBank, FrameRequest], Tensor]
+    write_memory: Callable[..., EncodedMemory]
+    track: Callable[..., FrameOutput]
+
+    # Args that they share:
+    #     current_vision_feats, current_vision_pos_embeds, feat_sizes: from `_prepare_backbone_features`; where one map
+    #         is enough, the last of them.
+    #     point_inputs: "point_coords" (B, P, 2) and "point_labels" (B, P). mask_inputs: (B, 1, S, S).
+    #     output_dict: "cond_frame_outputs" and "non_cond_frame_outputs", earlier results by frame index: what
+    #         `track_step` returned, or dicts with its keys.
+
+    def track_step(
+        self, frame_idx: int, is_init_cond_frame: bool, current_vision_feats: Sequence[Tensor],
+        current_vision_pos_embeds: Sequence[Tensor], feat_sizes: Sizes, point_inputs: Points,
+        mask_inputs: Tensor | None, output_dict: Outputs, num_frames: int, track_in_reverse: bool = False,
+        run_mem_encoder: bool = True, prev_sam_mask_logits: Tensor | None = None,
+    ) -> FrameOutput:  # fmt: skip
+        """Segment a frame and write its memory: `SAM2Base.track`."""
+        features = FrameFeatures(
+            [to_map(x, size) for x, size in zip(current_vision_feats, feat_sizes, strict=True)],
+            [to_map(x, size) for x, size in zip(current_vision_pos_embeds, feat_sizes, strict=True)],
+        )
+        request = FrameRequest(
+            frame_idx, num_frames, reverse=track_in_reverse, reads_memory=not is_init_cond_frame,
+            points=as_point_inputs(point_inputs), mask=mask_inputs, previous_logits=prev_sam_mask_logits,
+        )  # fmt: skip
+        return self.track(features, _bank(output_dict), request, remember=run_mem_encoder)
+
+    def _track_step(
+        self, frame_idx: int, is_init_cond_frame: bool, current_vision_feats: Sequence[Tensor],
+        current_vision_pos_embeds: Sequence[Tensor], feat_sizes: Sizes, point_inputs: Points,
+        mask_inputs: Tensor | None, output_dict: Outputs, num_frames: int, track_in_reverse: bool,
+        prev_sam_mask_logits: Tensor | None,
+    ) -> tuple[dict[str, Any], SamHeads, list[Tensor] | None, Tensor]:  # fmt: skip
+        """Segment a frame.
+
+        Returns:
+            The prompts as a dict to be filled, the masks, the decoder's finer maps, and the map (B, C, h, w) they are
+            decoded from.
+        """
+        finer = zip(current_vision_feats[:-1], feat_sizes[:-1], strict=True)
+        high_res = [to_map(x, size) for x, size in finer] or None
+        if mask_inputs is not None and self.use_mask_input_as_output_without_sam:
+            top = to_map(current_vision_feats[-1], feat_sizes[-1])
+            heads = self._use_mask_as_output(top, high_res, mask_inputs)
+        else:
+            top = self._prepare_memory_conditioned_features(
+                frame_idx, is_init_cond_frame, current_vision_feats, current_vision_pos_embeds, feat_sizes, output_dict,
+                num_frames, track_in_reverse,
+            )  # fmt: skip
+            heads = self._forward_sam_heads(
+                top, point_inputs, mask_inputs if prev_sam_mask_logits is None else prev_sam_mask_logits, high_res,
+                self._use_multimask(is_init_cond_frame, point_inputs),
+            )  # fmt: skip
+        return {"point_inputs": point_inputs, "mask_inputs": mask_inputs}, heads, high_res, top
+
+    def _prepare_memory_conditioned_features(
+        self, frame_idx: int, is_init_cond_frame: bool, current_vision_feats: Sequence[Tensor],
+        current_vision_pos_embeds: Sequence[Tensor], feat_sizes: Sizes, output_dict: Outputs, num_frames: int,
+        track_in_reverse: bool = False,
+    ) -> Tensor:  # fmt: skip
+        """Read memory into the coarsest map -> (B, C, h, w)."""
+        coarsest = (current_vision_feats[-1], current_vision_pos_embeds[-1])
+        features = FrameFeatures(*([to_map(x, feat_sizes[-1])] for x in coarsest))
+        request = FrameRequest(frame_idx, num_frames, reverse=track_in_reverse, reads_memory=not is_init_cond_frame)
+        return self.read_memory(features, _bank(output_dict), request)
+
+    def _forward_sam_heads(
+        self, backbone_features: Tensor, point_inputs: Points = None, mask_inputs: Tensor | None = None,
+        high_res_features: Sequence[Tensor] | None = None, multimask_output: bool = False,
+    ) -> SamHeads:  # fmt: skip
+        """Decode a conditioned map (B, C, h, w): `SAM2Base.decode_masks`."""
+        points = as_point_inputs(point_inputs)
+        return _heads(self.decode_masks(backbone_features, points, mask_inputs, high_res_features, multimask_output))
+
+    def _use_mask_as_output(
+        self, backbone_features: Tensor, high_res_features: Sequence[Tensor] | None, mask_inputs: Tensor
+    ) -> SamHeads:
+        """Answer a given mask (B, 1, S, S) with itself: `SAM2Base.answer_with_mask`."""
+        features = FrameFeatures([*(high_res_features or ()), backbone_features], [])
+        return _heads(self.answer_with_mask(features, mask_inputs))
+
+    def _encode_new_memory(
+        self, current_vision_feats: Sequence[Tensor], feat_sizes: Sizes, pred_masks_high_res: Tensor,
+        object_score_logits: Tensor, is_mask_from_pts: bool,
+    ) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
+        """Masks (B, 1, S, S) logits as memory (B, M, h, w) and its position encoding, in a list."""
+        features = FrameFeatures([to_map(current_vision_feats[-1], feat_sizes[-1])], [])
+        memory = self.write_memory(features, pred_masks_high_res, object_score_logits, from_points=is_mask_from_pts)
+        return memory.features, [memory.position]
+
+    def _encode_memory_in_output(
+        self, current_vision_feats: Sequence[Tensor], feat_sizes: Sizes, point_inputs: Points, run_mem_encoder: bool,
+        high_res_masks: Tensor, object_score_logits: Tensor, current_out: dict[str, Any],
+    ) -> None:  # fmt: skip
+        """Put the memory of a frame, or None, into `current_out`."""
+        memory: tuple[Any, Any] = (None, None)
+        if run_mem_encoder and self.num_maskmem > 0:
+            memory = self._encode_new_memory(
+                current_vision_feats, feat_sizes, high_res_masks, object_score_logits, point_inputs is not None
+            )
+        current_out["maskmem_features"], current_out["maskmem_pos_enc"] = memory
+
+
+def _bank(output_dict: Outputs) -> MemoryBank:
+    return MemoryBank(output_dict["cond_frame_outputs"], output_dict["non_cond_frame_outputs"])
+
+
+def _heads(output: SamOutput) -> SamHeads:
+    candidates, chosen = output.low_res_multimasks, output.high_res_masks
+    if candidates.shape[1] > 1:
+        upscaled = F.interpolate(candidates, chosen.shape[-2:], mode="bilinear", align_corners=False)
+    else:
+        upscaled = chosen
+    return SamHeads(
+        candidates, upscaled, output.ious, output.low_res_masks, chosen, output.obj_ptr, output.object_score_logits
+    )
+
+
+def to_tokens(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (HW, B, C)."""
+    return x.flatten(2).permute(2, 0, 1)
+
+
+def to_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
+    """(HW, B, C) -> (B, C, H, W)."""
+    return tokens.permute(1, 2, 0).unflatten(2, size)
