@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -162,10 +163,11 @@ def _bank(output_dict: Outputs) -> MemoryBank:
 
 def _heads(output: SamOutput) -> SamHeads:
     candidates, chosen = output.low_res_multimasks, output.high_res_masks
+    upscaled = chosen
     if candidates.shape[1] > 1:
         upscaled = F.interpolate(candidates, chosen.shape[-2:], mode="bilinear", align_corners=False)
-    else:
-        upscaled = chosen
+        # The chosen one was upscaled by itself, from which it may differ by rounding.
+        upscaled[torch.arange(len(upscaled)), output.ious.argmax(dim=-1)] = chosen[:, 0]
     return SamHeads(
         candidates, upscaled, output.ious, output.low_res_masks, chosen, output.obj_ptr, output.object_score_logits
     )
