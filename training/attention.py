@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
+
+from sam2.modeling.attention import write_out
 
 
 def fast_attention(device: torch.device) -> AbstractContextManager[Any]:
@@ -33,11 +34,5 @@ class _PlainAttention(TorchFunctionMode):
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         if func is F.scaled_dot_product_attention and len(args) == 3 and set(kwargs or {}) <= {"dropout_p"}:
-            return _attend(*args, **(kwargs or {}))
+            return write_out(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0) -> Tensor:
-    """q (..., Nq, D), k and v (..., Nk, D) -> (..., Nq, D)."""
-    shares = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(-1)
-    return F.dropout(shares, dropout_p).to(v.dtype) @ v

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from sam2.modeling.attention import cpu_supports
 from sam2.modeling.sam2_base import resolve_dtype
 
 PRECISIONS = ("auto", "bfloat16", "float32")
@@ -22,6 +23,4 @@ def computes_in_bfloat16(device: torch.device) -> bool:
     """Whether a device has arithmetic for bfloat16; others emulate it, at a half of float32's speed and less."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    # Of processors torch tells by private functions only, which not every version has.
-    tests = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile"))
-    return device.type == "cpu" and any(test() for test in tests if test is not None)
+    return device.type == "cpu" and (cpu_supports("avx512_bf16") or cpu_supports("amx_tile"))

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sam2.modeling.attention import attend
 from sam2.modeling.backbones.utils import PatchEmbed, window_partition, window_unpartition
 from sam2.modeling.sam2_utils import MLP, DropPath
 
@@ -43,7 +44,7 @@ class MultiScaleAttention(nn.Module):
         size = q.shape[1:3]
         split = (self.num_heads, self.dim_out // self.num_heads)
         q, k, v = (t.reshape(batch, -1, *split).transpose(1, 2) for t in (q, k, v))
-        x = F.scaled_dot_product_attention(q, k, v)  # (B, heads, tokens, dim_out / heads)
+        x = attend(q, k, v)  # (B, heads, tokens, dim_out / heads)
         return self.proj(x.transpose(1, 2).reshape(batch, *size, self.dim_out))
 
 

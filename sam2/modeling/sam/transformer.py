@@ -10,9 +10,9 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sam2.modeling.attention import attend
 from sam2.modeling.position_encoding import apply_rotary_enc, compute_axial_cis
 from sam2.modeling.sam2_utils import MLP
 
@@ -106,7 +106,7 @@ class Attention(nn.Module):
     def _read(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attend with q, k, v (B, h, N, D) and project the result to (B, Nq, embedding_dim)."""
         dropout = self.dropout_p if self.training else 0.0
-        read = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        read = attend(q, k, v, dropout)
         return self.out_proj(read.transpose(1, 2).flatten(2))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
