@@ -112,7 +112,7 @@ def run(args: argparse.Namespace, wanted: Sequence[Case] = ()) -> list[Summary]:
     # The shell ends the names of folders with a slash.
     names = [name.rstrip("/") for name in args.sequences or root.sequences(args.split)]
     stems = {name: [path.stem for path in root.frame_paths(name)] for name in names}
-    model = ModelFiles.find(args.config, args.checkpoint)
+    model = ModelFiles.find(args.config, args.checkpoint, args.image_size)
     wanted = wanted or cases(args, model)
     if args.plan:
         check_plannable([case.options for case in wanted])
@@ -166,7 +166,9 @@ def tracker(args: argparse.Namespace, root: DavisRoot, device: Any, first: str) 
     from sam2.build_sam import build_sam2_video_predictor
     from sam2.vos_runs import track_sequence, warm_up
 
-    predictor = build_sam2_video_predictor(args.config, args.checkpoint, device=device, dtype=args.dtype)
+    predictor = build_sam2_video_predictor(
+        args.config, args.checkpoint, device=device, dtype=args.dtype, image_size=args.image_size
+    )
     if device.type != "cpu":
         warm_up(predictor, root, first)
 

@@ -2,6 +2,7 @@
 
     python benchmarks/embedded_model.py                                          # 50 drawn clips, needs no data
     python benchmarks/embedded_model.py --davis_root DAVIS --picture masks.png   # and every sequence of a folder
+    python benchmarks/embedded_model.py --davis_root DAVIS --image-size 640         # slower, and sees smaller things
     python benchmarks/embedded_model.py --davis_root DAVIS --config mine.yaml --checkpoint outputs/mine/model.pt
 
 J&F as `eval_davis_jf.py` counts it: mean over objects, the first and the last frame left out. Objects that touch go to
@@ -146,6 +147,7 @@ class Model(NamedTuple):
     checkpoint: str | None
     dtype: str
     threads: int
+    image_size: int | None = None
 
 
 def measure(clip: Clip, model: Model) -> list[Row]:
@@ -159,7 +161,9 @@ def _predictor(model: Model) -> Any:
     """The predictor of this process, without skipping."""
     torch.set_num_threads(model.threads)
     cv2.setNumThreads(model.threads)
-    predictor = build_sam2_video_predictor(model.config, model.checkpoint, device="cpu", dtype=model.dtype)
+    predictor = build_sam2_video_predictor(
+        model.config, model.checkpoint, device="cpu", dtype=model.dtype, image_size=model.image_size
+    )
     predictor.skip_mad_threshold = 0
     return predictor
 
@@ -242,7 +246,7 @@ def draw_picture(clips: Sequence[Clip], model: Model) -> Image.Image:
 
 def run(args: argparse.Namespace) -> list[Row]:
     """Measure, print, write."""
-    model = Model(args.config, args.checkpoint, args.dtype, 1)
+    model = Model(args.config, args.checkpoint, args.dtype, 1, args.image_size)
     root = None if args.davis_root is None else DavisRoot.open(args.davis_root)
     names = [] if root is None else root.sequences(args.split)
     rows: list[Row] = []
@@ -279,6 +283,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--config", help="model config (default: the embedded model)")
     add("--checkpoint", help="weights that belong to --config")
     add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    add("--image-size", type=int, metavar="PIXELS", help="side frames are resized to (default: the config's)")
     add("--processes", type=int, default=2, help="that measure accuracy, one thread each (default: 2)")
     add("--threads", type=int, default=2, help="while speed is measured (default: 2)")
     add("--repeats", type=int, default=3, help="runs that speed is the median of (default: 3)")

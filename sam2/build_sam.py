@@ -67,7 +67,7 @@ _CLEAN_VIDEO_MASKS = ("++model.binarize_mask_from_pts_for_mem_enc=true", "++mode
 def build_sam2(
     config_file: Config = None, ckpt_path: str | Path | None = None, device: str | torch.device | None = None,
     mode: str = "eval", hydra_overrides_extra: Sequence[str] = (), apply_postprocessing: bool = True,
-    *, dtype: str | torch.dtype | None = None, **kwargs: Any,
+    *, dtype: str | torch.dtype | None = None, image_size: int | None = None, **kwargs: Any,
 ) -> SAM2Base:  # fmt: skip
     """Build the network for images.
 
@@ -80,19 +80,23 @@ def build_sam2(
         hydra_overrides_extra: Hydra overrides such as "++model.image_size=512"; they win over all other arguments.
         apply_postprocessing: replace an unstable single mask by the best of several.
         dtype: "float32", "bfloat16" or "float16" for the arithmetic; None follows the caller's autocast.
+        image_size: side, in pixels divisible by 32, of the square that frames are resized to; None takes the config's.
+            A larger one sees smaller things and takes longer, a smaller one is faster.
 
     Raises:
-        TypeError: an unknown keyword. ValueError, FileNotFoundError: a config or checkpoint that is not there.
+        TypeError: an unknown keyword. ValueError, FileNotFoundError: a config or checkpoint that is not there, or an
+            `image_size` that is no size.
         RuntimeError: a checkpoint whose weights are not those of the config.
     """
     defaults = _STABLE_MASKS if apply_postprocessing else ()
-    return _build(config_file, ckpt_path, device, mode, defaults, hydra_overrides_extra, dtype, kwargs)
+    return _build(config_file, ckpt_path, device, mode, defaults, hydra_overrides_extra, dtype, image_size, kwargs)
 
 
 def build_sam2_video_predictor(
     config_file: Config = None, ckpt_path: str | Path | None = None, device: str | torch.device | None = None,
     mode: str = "eval", hydra_overrides_extra: Sequence[str] = (), apply_postprocessing: bool = True,
-    vos_optimized: bool = False, *, dtype: str | torch.dtype | None = None, **kwargs: Any,
+    vos_optimized: bool = False, *, dtype: str | torch.dtype | None = None, image_size: int | None = None,
+    **kwargs: Any,
 ) -> Any:  # fmt: skip
     """Build the network for videos, a `SAM2VideoPredictor`.
 
@@ -111,7 +115,7 @@ def build_sam2_video_predictor(
         ]
     if apply_postprocessing:
         defaults += [*_STABLE_MASKS, *_CLEAN_VIDEO_MASKS]
-    return _build(config_file, ckpt_path, device, mode, defaults, hydra_overrides_extra, dtype, kwargs)
+    return _build(config_file, ckpt_path, device, mode, defaults, hydra_overrides_extra, dtype, image_size, kwargs)
 
 
 def build_sam2_hf(model_id: str, **kwargs: Any) -> SAM2Base:
@@ -128,7 +132,8 @@ def build_sam2_video_predictor_hf(model_id: str, **kwargs: Any) -> Any:
 
 def _build(
     config_file: Config, ckpt_path: str | Path | None, device: str | torch.device | None, mode: str,
-    defaults: Sequence[str], extra: Sequence[str], dtype: str | torch.dtype | None, unknown: Mapping[str, Any],
+    defaults: Sequence[str], extra: Sequence[str], dtype: str | torch.dtype | None, image_size: int | None,
+    unknown: Mapping[str, Any],
 ) -> Any:  # fmt: skip
     """Build what `defaults` and then the user's `extra` overrides make of a config; `unknown` keywords are an error."""
     if unknown:
@@ -140,6 +145,8 @@ def _build(
         ckpt_path = packaged_file("checkpoints", EMBEDDED.checkpoint) if ckpt_path is None else ckpt_path
     if isinstance(extra, str):
         raise TypeError(f"hydra_overrides_extra must be a list of strings, got the string {extra!r}")
+    if image_size is not None:
+        defaults = [*defaults, f"++model.image_size={check_image_size(image_size)}"]
     config = apply_overrides(load_config(config_file), [*defaults, *extra])
     if "model" not in config:
         raise ValueError(f"config_file has no `model` section; its sections are {list(config)}")
@@ -151,6 +158,13 @@ def _build(
         load_weights(model, ckpt_path)
     model = model.to(pick_device() if device is None else device)
     return model.eval() if mode == "eval" else model
+
+
+def check_image_size(image_size: int) -> int:
+    """The size, if the network can take frames of it. Raises ValueError otherwise."""
+    if not isinstance(image_size, int) or isinstance(image_size, bool) or image_size < 32 or image_size % 32:
+        raise ValueError(f"image_size must be a whole number of pixels divisible by 32, got {image_size!r}")
+    return image_size
 
 
 def pick_device() -> torch.device:

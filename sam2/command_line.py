@@ -32,6 +32,7 @@ def add_model_options(add: Add, checkpoint: str = "weights that belong to --conf
     add("--checkpoint", type=Path, help=checkpoint)
     add("--device", help="cuda, mps or cpu (default: the best there is)")
     add("--dtype", choices=DTYPES, default="float32")
+    add("--image-size", type=int, metavar="PIXELS", help="side frames are resized to (default: the config's)")
 
 
 def check_model_options(parser: Parser, args: argparse.Namespace, *, needs_weights: bool = True) -> None:

@@ -119,7 +119,7 @@ def run(args: argparse.Namespace) -> Outcome:
     clips = {clip.name: clip for clip in track_runs.find_clips(args.videos)}
     track_runs.check_output(args.output, args.videos, list(clips.values()))
     prompts_of = prompt_reader(args, clips.values(), warns=rank.rank == 0)
-    model = ModelFiles.find(args.config, args.checkpoint)
+    model = ModelFiles.find(args.config, args.checkpoint, args.image_size)
     device = rank.device(args.device)
     options = skip_options(args, model)
     settings = {**model.settings(options, args.dtype), "direction": args.direction}
@@ -181,7 +181,9 @@ def build(args: argparse.Namespace, device: torch.device) -> SAM2VideoPredictor:
     """Build the predictor."""
     from sam2.build_sam import build_sam2_video_predictor
 
-    return build_sam2_video_predictor(args.config, args.checkpoint, device=device, dtype=args.dtype)
+    return build_sam2_video_predictor(
+        args.config, args.checkpoint, device=device, dtype=args.dtype, image_size=args.image_size
+    )
 
 
 def report(outcome: Outcome) -> None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from sam2.build_sam import EMBEDDED, find_config, load_config, packaged_file, pick_device
+from sam2.build_sam import EMBEDDED, check_image_size, find_config, load_config, packaged_file, pick_device
 from sam2.frame_skipping import FrameDecision, RecordedMasks, SkipOptions, play_through
 from sam2.utils.change_detection import GateFrame, KeyFrame
 from sam2.utils.davis import DavisRoot, merge_masks, read_label_map
@@ -129,12 +129,15 @@ class ModelFiles:
     skipping: SkipOptions
 
     @classmethod
-    def find(cls, config: str | None, checkpoint: Path | None) -> ModelFiles:
+    def find(cls, config: str | None, checkpoint: Path | None, image_size: int | None = None) -> ModelFiles:
         """Find the files; None for both is the embedded model.
+
+        Args:
+            image_size: as of `build_sam2_video_predictor`.
 
         Raises:
             FileNotFoundError: no such config or checkpoint.
-            ValueError: the config does not say `model.image_size`, or has skip options that make no sense.
+            ValueError: `image_size` is none, the config does not say it, or has skip options that make no sense.
         """
         if config is None:
             checkpoint = packaged_file("checkpoints", EMBEDDED.checkpoint)
@@ -144,10 +147,11 @@ class ModelFiles:
                 f"checkpoint: no such file: {checkpoint}; checkpoints/download_ckpts.sh downloads Meta's"
             )
         model = load_config(path).get("model") or {}
-        if "image_size" not in model:
+        if image_size is None and "image_size" not in model:
             raise ValueError(f"config: {path} does not say model.image_size")
+        size = int(model["image_size"]) if image_size is None else check_image_size(image_size)
         skipping = SkipOptions(**{field: model[name] for name, field in SKIP_OPTIONS.items() if name in model})
-        return cls(path, checkpoint, int(model["image_size"]), skipping)
+        return cls(path, checkpoint, size, skipping)
 
     @cached_property
     def checkpoint_sha256(self) -> str | None:

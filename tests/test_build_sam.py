@@ -49,6 +49,18 @@ def test_configs_are_found_by_short_name_and_by_upstreams_path(name, file):
     assert find_config(name) == packaged_file("configs", file)
 
 
+@pytest.mark.parametrize("build", [build_sam2, build_sam2_video_predictor])
+def test_an_image_size_replaces_the_configs_and_gives_way_to_an_override(build):
+    assert build(device="cpu", image_size=96).image_size == 96
+    assert build(device="cpu", image_size=96, hydra_overrides_extra=SMALL).image_size == 64
+
+
+@pytest.mark.parametrize("image_size", [100, 0, -32, 96.0, True, "96"])
+def test_an_image_size_that_the_network_cannot_take_is_refused(image_size):
+    with pytest.raises(ValueError, match=f"image_size must be .* divisible by 32, got {image_size!r}"):
+        build_sam2(device="cpu", image_size=image_size)
+
+
 def test_a_config_may_be_an_absolute_path_a_dict_or_an_omegaconf():
     by_path = load_config(str(find_config("nano")))
     as_dict: Any = OmegaConf.to_container(by_path)

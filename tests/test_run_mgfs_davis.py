@@ -151,6 +151,17 @@ def test_the_skip_options_of_the_command_line_reach_the_predictor(stills, tracke
     ]
 
 
+def test_the_image_size_of_the_command_line_reaches_the_network_and_the_record(stills, tmp_path, monkeypatch):
+    build, sizes = build_sam.build_sam2_video_predictor, []
+    monkeypatch.setattr(
+        build_sam, "build_sam2_video_predictor",
+        lambda *args, **options: sizes.append((predictor := build(*args, **options)).image_size) or predictor,
+    )  # fmt: skip
+    assert run(stills, tmp_path, "--sequences", "s3", "--image-size", "96") == 0
+    assert sizes == [96]
+    assert read_json(tmp_path, "s3", "sequence.json")["settings"]["image_size"] == 96
+
+
 def test_several_thresholds_have_a_folder_each_and_take_turns_by_sequence(stills, tracked, tmp_path, capsys):
     run(stills, tmp_path, "--strategy", "mask_aware", "--threshold", "0", "0.10", "--sequences", "s3", "s4")
     assert [(name, options.threshold) for name, options in tracked] == [("s4", 0), ("s4", 0.1), ("s3", 0), ("s3", 0.1)]

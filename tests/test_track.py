@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from tracked_videos import LENGTHS, files_of, label_maps, read_json, run
 
 from sam2 import exports, track
@@ -100,6 +101,16 @@ def test_the_skip_options_reach_the_predictor(videos, built, tmp_path):
         ("naive", SkipOptions().threshold, None, 0, None),
     ]
     assert [frame["action"] for frame in read_json(tmp_path, "b", "two", "frames.json")].count("reused") > 0
+
+
+def test_the_image_size_is_on_record(videos, built, tmp_path):
+    assert run(videos, tmp_path, "--image-size", "96", names=["two"]) == 0
+    assert read_json(tmp_path, "two", "sequence.json")["settings"]["image_size"] == 96
+
+
+def test_the_network_is_built_at_the_size_of_the_command_line():
+    args = track.parse(["clip.mp4", "--point", "1,2", "--output", "out", "--image-size", "96"])
+    assert track.build(args, torch.device("cpu")).image_size == 96
 
 
 # Failures

@@ -96,6 +96,15 @@ def test_skip_options_of_a_config_are_the_defaults(tmp_path):
     }  # fmt: skip
 
 
+def test_an_image_size_of_ones_own_is_checked_and_on_record(tmp_path):
+    model = ModelFiles.find("tiny", None, 512)
+    assert model.image_size == model.settings(model.skipping, "float32")["image_size"] == 512
+    (tmp_path / "sizeless.yaml").write_text("model: {}")
+    assert ModelFiles.find(str(tmp_path / "sizeless.yaml"), None, 64).image_size == 64
+    with pytest.raises(ValueError, match="image_size must be a whole number of pixels divisible by 32, got 500"):
+        ModelFiles.find("tiny", None, 500)
+
+
 def test_settings_say_what_auto_comes_to():
     model = ModelFiles.find("tiny", None)
     assert model.settings(SkipOptions(0.1, "memory_guided"), "float32")["warp"] == "flow"
