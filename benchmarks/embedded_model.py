@@ -2,7 +2,7 @@
 
     python benchmarks/embedded_model.py                                          # 50 drawn clips, needs no data
     python benchmarks/embedded_model.py --davis_root DAVIS --picture masks.png   # and every sequence of a folder
-    python benchmarks/embedded_model.py --davis_root DAVIS --image-size 640         # slower, and sees smaller things
+    python benchmarks/embedded_model.py --davis_root DAVIS --image-size 640 --methods mask   # sees smaller things
     python benchmarks/embedded_model.py --davis_root DAVIS --config mine.yaml --checkpoint outputs/mine/model.pt
 
 J&F as `eval_davis_jf.py` counts it: mean over objects, the first and the last frame left out. Objects that touch go to
@@ -45,6 +45,8 @@ from sam2.utils.video_io import ImageFiles, overlay
 from sam2.utils.vos_metrics import Scores, annotated_objects, score_label_maps
 
 PROMPTS = ("mask", "box", "click")
+WITHOUT_NETWORK = {"copied": "first mask copied", "flow": "optical flow chained"}
+METHODS = (*WITHOUT_NETWORK, *PROMPTS)
 DRAWN_SIZE = (480, 854)  # height, width
 FLOW_SIDE = 240  # pixels of the shorter side that flow is estimated at
 PICTURE_WIDTH, PICTURE_COLUMNS = 400, 4
@@ -126,10 +128,10 @@ def add_prompt(predictor: Any, state: Any, obj_id: int, mask: np.ndarray, prompt
 # Measuring
 
 
-def methods(predictor: Any) -> dict[str, Callable[[Clip], list[np.ndarray]]]:
-    """Everything that is measured, by name."""
-    own = {prompt: functools.partial(tracked, predictor, prompt) for prompt in PROMPTS}
-    return {"first mask copied": copied, "optical flow chained": chained_flow, **own}
+def method(name: str, predictor: Any) -> Callable[[Clip], list[np.ndarray]]:
+    """What answers a clip: one of `METHODS`."""
+    plain = {"copied": copied, "flow": chained_flow}
+    return plain[name] if name in plain else functools.partial(tracked, predictor, name)
 
 
 def row_of(clip: Clip, method: str, shown: Sequence[np.ndarray]) -> Row:
@@ -150,10 +152,10 @@ class Model(NamedTuple):
     image_size: int | None = None
 
 
-def measure(clip: Clip, model: Model) -> list[Row]:
-    """All methods on one clip."""
+def measure(clip: Clip, model: Model, names: Sequence[str]) -> list[Row]:
+    """The methods of these names on one clip."""
     predictor = _predictor(model)
-    return [row_of(clip, name, method(clip)) for name, method in methods(predictor).items()]
+    return [row_of(clip, WITHOUT_NETWORK.get(name, name), method(name, predictor)(clip)) for name in names]
 
 
 @functools.lru_cache(maxsize=1)
@@ -175,9 +177,11 @@ def draw(number: int, count: int, num_frames: int, difficulty: float) -> Clip:
     return Clip(f"drawn {number}", clip.frames, list(clip.labels), hard)
 
 
-def measure_drawn(number: int, count: int, num_frames: int, difficulty: float, model: Model) -> list[Row]:
-    """All methods on a held-out clip."""
-    return measure(draw(number, count, num_frames, difficulty), model)
+def measure_drawn(
+    number: int, count: int, num_frames: int, difficulty: float, model: Model, names: Sequence[str]
+) -> list[Row]:
+    """The methods of these names on a held-out clip."""
+    return measure(draw(number, count, num_frames, difficulty), model, names)
 
 
 def read(root: DavisRoot, name: str) -> Clip:
@@ -189,9 +193,9 @@ def read(root: DavisRoot, name: str) -> Clip:
     return clip
 
 
-def measure_sequence(root: DavisRoot, name: str, model: Model) -> list[Row]:
-    """All methods on a sequence of a folder."""
-    return measure(read(root, name), model)
+def measure_sequence(root: DavisRoot, name: str, model: Model, names: Sequence[str]) -> list[Row]:
+    """The methods of these names on a sequence of a folder."""
+    return measure(read(root, name), model, names)
 
 
 def frames_per_second(clip: Clip, model: Model, repeats: int) -> float:
@@ -251,9 +255,9 @@ def run(args: argparse.Namespace) -> list[Row]:
     names = [] if root is None else root.sequences(args.split)
     rows: list[Row] = []
     with ProcessPoolExecutor(args.processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        real = [pool.submit(measure_sequence, root, name, model) for name in names if root is not None]
+        real = [pool.submit(measure_sequence, root, name, model, args.methods) for name in names if root is not None]
         drawn = [
-            pool.submit(measure_drawn, number, args.clips, args.frames, args.difficulty, model)
+            pool.submit(measure_drawn, number, args.clips, args.frames, args.difficulty, model, args.methods)
             for number in range(args.clips)
         ]
         for job in [*real, *drawn]:
@@ -280,6 +284,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--clips", type=int, default=50, help="drawn clips (default: 50)")
     add("--frames", type=int, default=24, help="of a drawn clip, at least 3 (default: 24)")
     add("--difficulty", type=float, default=0.9, help="of the hardest drawn clip, 0 to 1 (default: 0.9)")
+    add("--methods", nargs="+", choices=METHODS, default=METHODS, help="what is measured (default: everything)")
     add("--config", help="model config (default: the embedded model)")
     add("--checkpoint", help="weights that belong to --config")
     add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")

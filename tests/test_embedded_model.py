@@ -60,6 +60,14 @@ def test_every_method_is_measured_on_the_folder_and_on_drawn_clips(root, tmp_pat
     assert "2 drawn" in printed and "a: " in printed and "frames/s" in printed
 
 
+@pytest.mark.usefixtures("in_this_process")
+def test_only_the_methods_that_are_named_are_measured(tmp_path):
+    figures = tmp_path / "figures.json"
+    options = ["--clips", "1", "--frames", "3", "--repeats", "1", "--json", str(figures)]
+    assert main([*options, "--methods", "mask", "copied"]) == 0
+    assert [row["method"] for row in json.loads(figures.read_text())] == ["mask", "first mask copied"]
+
+
 def test_methods_without_a_network_are_as_good_as_the_clip_is_still():
     still = draw_clip(4, 96, 128, num_objects=2, seed=4, motion="still")
     moving = draw_clip(4, 96, 128, num_objects=1, seed=1, motion="fast")
