@@ -280,7 +280,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--davis_root", type=Path, help="folder with JPEGImages and Annotations")
-    add("--split", default="val", help="ImageSets/2017/<split>.txt (default: val)")
+    add("--split", default="val", help="ImageSets/<2017 or other>/<split>.txt (default: val)")
     add("--clips", type=int, default=50, help="drawn clips (default: 50)")
     add("--frames", type=int, default=24, help="of a drawn clip, at least 3 (default: 24)")
     add("--difficulty", type=float, default=0.9, help="of the hardest drawn clip, 0 to 1 (default: 0.9)")

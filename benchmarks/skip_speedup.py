@@ -31,7 +31,7 @@ from sam2.build_sam import build_sam2_video_predictor
 from sam2.frame_skipping import SKIPPED, SkipOptions, skip_rate
 from sam2.utils.change_detection import STRATEGIES, Evidence, SkipPolicy, Verdict, make_policy
 from sam2.utils.davis import DavisRoot
-from sam2.vos_runs import device_name
+from sam2.vos_runs import device_name, named_device
 
 STEPS = (2, 4)
 """Every so many frames one is processed."""
@@ -121,7 +121,8 @@ def table(speeds: Sequence[Speed]) -> str:
 def run(args: argparse.Namespace) -> list[Speed]:
     """Measure, print the table, write it."""
     cv2.setNumThreads(torch.get_num_threads())
-    predictor = build_sam2_video_predictor(args.config, args.checkpoint, device=args.device, dtype=args.dtype)
+    device = named_device(args.device)
+    predictor = build_sam2_video_predictor(args.config, args.checkpoint, device=device, dtype=args.dtype)
     clip = Clip.read(DavisRoot.open(args.davis_root), args.sequence).start(args.frames)
     # The first frames of a process are slow: memory is set aside, kernels are chosen.
     list(tracked_in_turns(predictor, clip.start(3), OFF.options(), args.turn))

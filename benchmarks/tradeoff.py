@@ -46,7 +46,7 @@ from sam2.utils.frame_loader import FrameLoader
 from sam2.utils.plots import Curve, draw_curves
 from sam2.utils.plots import Point as Mark
 from sam2.utils.vos_metrics import annotated_objects, score_mask
-from sam2.vos_runs import ModelFiles, TrackedFrame, device_name, track_frames
+from sam2.vos_runs import ModelFiles, TrackedFrame, device_name, named_device, track_frames
 
 KeyFrames = Literal["model", "annotation"]
 
@@ -355,7 +355,8 @@ def run(args: argparse.Namespace) -> list[Point]:
         outcomes = sweep_annotated_all(root, names, settings, size, args.processes)
         title = "key frames show the annotation"
     else:
-        predictor = build_sam2_video_predictor(args.config, args.checkpoint, device=args.device, dtype=args.dtype)
+        device = named_device(args.device)
+        predictor = build_sam2_video_predictor(args.config, args.checkpoint, device=device, dtype=args.dtype)
         outcomes = sweep_tracked_all(predictor, root, names, settings)
         settings = [OFF, *settings]
         title = f"{args.config or 'embedded model'}, {device_name(predictor.device)}"
@@ -375,7 +376,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description="Sweep the skip strategies over a DAVIS-layout folder: skip rate, fidelity, accuracy, speed-up."
     )
     parser.add_argument("--davis_root", type=Path, required=True, help="folder with JPEGImages and Annotations")
-    parser.add_argument("--split", default="val", help="ImageSets/2017/<split>.txt (default: val)")
+    parser.add_argument("--split", default="val", help="ImageSets/<2017 or other>/<split>.txt (default: val)")
     parser.add_argument("--sequences", nargs="+", metavar="NAME", help="only these sequences")
     parser.add_argument("--key-frames", choices=("model", "annotation"), default="model", help="what key frames show")
     parser.add_argument("--config", help='model config: "tiny", "large", a YAML file ... (default: the embedded model)')

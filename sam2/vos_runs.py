@@ -65,7 +65,7 @@ class Rank(NamedTuple):
 
     def device(self, wanted: str | None) -> torch.device:
         """The device of this rank: `wanted`, or the best there is; of several GPUs the one with its local rank."""
-        device = pick_device() if wanted is None else torch.device(wanted)
+        device = named_device(wanted)
         if device.type != "cuda" or device.index is not None or self.world_size == 1:
             return device
         if self.local_rank >= torch.cuda.device_count():
@@ -74,6 +74,24 @@ class Rank(NamedTuple):
                 "start as many processes per node as it has GPUs, or name a --device for all of them"
             )
         return torch.device(device.type, self.local_rank)
+
+
+def named_device(name: str | None) -> torch.device:
+    """The device that a command line's --device names; the best there is for None.
+
+    Raises:
+        ValueError: torch knows no such device, or it is not there.
+    """
+    if name is None:
+        return pick_device()
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device must be cuda, mps or cpu, or one of many GPUs as cuda:1, got {name!r}") from error
+    gpus = torch.cuda.device_count() if device.type == "cuda" else int(torch.backends.mps.is_available())
+    if device.type in ("cuda", "mps") and (device.index or 0) >= gpus:
+        raise ValueError(f"--device {name!r} is not there: torch finds {gpus} of the kind")
+    return device
 
 
 def run_token(environment: Mapping[str, str], rank: Rank) -> str:

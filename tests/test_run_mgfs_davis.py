@@ -378,6 +378,7 @@ def test_arguments_that_do_not_fit_together_are_refused_in_one_line(arguments, m
         (["--plan", "--strategy", "memory_guided"], "only the strategy \"naive\" can do, got 'memory_guided'"),
         (["--config", "huge", "--checkpoint", "a.pt"], "config_file 'huge' is neither a file nor one of"),
         (["--config", "tiny", "--checkpoint", "a.pt"], "checkpoint: no such file: a.pt"),
+        (["--device", "gpu"], "--device must be cuda, mps or cpu, or one of many GPUs as cuda:1, got 'gpu'"),
     ],
 )
 def test_what_cannot_be_done_gives_one_line_and_an_exit_code(stills, tracked, tmp_path, capsys, arguments, message):

@@ -74,5 +74,7 @@ def test_a_clip_that_ends_before_the_first_key_frame_has_no_median_of_processed_
 def test_what_cannot_be_measured_is_refused(root, capsys):
     assert main(["--davis_root", str(root.root), "--sequence", "none"]) == 2
     assert "none" in capsys.readouterr().err
+    assert main(["--davis_root", str(root.root), "--sequence", "none", "--device", "gpu"]) == 2
+    assert "error: --device must be cuda, mps or cpu" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         skip_speedup.parse(["--davis_root", "x", "--sequence", "a", "--frames", "2"])

@@ -252,6 +252,7 @@ def test_arguments_that_do_not_fit_together_are_refused_in_one_line(arguments, m
         (["--strategy", "clever"], "must be one of naive, mask_aware, memory_guided, got 'clever'"),
         (["--max-consecutive-skips", "0"], "max_consecutive_skips must be at least 1"),
         (["--config", "huge", "--checkpoint", "a.pt"], "config_file 'huge' is neither a file nor one of"),
+        (["--device", "gpu"], "--device must be cuda, mps or cpu, or one of many GPUs as cuda:1, got 'gpu'"),
     ],
 )
 def test_what_cannot_be_done_gives_one_line_and_an_exit_status(videos, built, tmp_path, capsys, arguments, message):

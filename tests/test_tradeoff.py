@@ -176,3 +176,8 @@ def test_a_sequence_that_is_not_annotated_throughout_is_refused(root, tmp_path, 
 def test_weights_without_their_config_are_refused(root, tmp_path):
     with pytest.raises(SystemExit):
         main(["--davis_root", str(root.root), "--json", str(tmp_path / "x.json"), "--checkpoint", "a.pt"])
+
+
+def test_a_device_that_torch_does_not_know_is_refused(root, tmp_path, capsys):
+    assert main(["--davis_root", str(root.root), "--json", str(tmp_path / "a.json"), "--device", "gpu"]) == 2
+    assert "error: --device must be cuda, mps or cpu" in capsys.readouterr().err

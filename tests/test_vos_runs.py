@@ -12,7 +12,16 @@ from PIL import Image
 from sam2.build_sam import EMBEDDED, build_sam2_video_predictor, packaged_file
 from sam2.frame_skipping import SkipOptions
 from sam2.utils.drawn_clips import draw_clip, write_davis_layout
-from sam2.vos_runs import ModelFiles, Rank, planned_decisions, run_token, share_out, track_frames, warm_up
+from sam2.vos_runs import (
+    ModelFiles,
+    Rank,
+    named_device,
+    planned_decisions,
+    run_token,
+    share_out,
+    track_frames,
+    warm_up,
+)
 
 PUBLISHED = (0.05, 0.07, 0.10, 0.15, 0.25)
 
@@ -45,8 +54,22 @@ def test_each_rank_has_the_gpu_of_its_local_rank(monkeypatch):
     assert Rank(3, 4, 1).device("cuda:0") == torch.device("cuda", 0)
     assert Rank(3, 4, 1).device("cpu") == torch.device("cpu")
     assert Rank(0, 1, 0).device("cuda") == torch.device("cuda")
+    with pytest.raises(ValueError, match="--device 'cuda:2' is not there: torch finds 2 of the kind"):
+        Rank(0, 1, 0).device("cuda:2")
     with pytest.raises(ValueError, match="LOCAL_RANK 2 needs a GPU of its own, and there are 2"):
         Rank(2, 4, 2).device("cuda")
+
+
+def test_a_device_that_is_unknown_or_not_there_is_refused_by_the_name_of_its_option(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert named_device("cpu") == torch.device("cpu")
+    for name in ("gpu", "cuda:x"):
+        with pytest.raises(ValueError, match=f"--device must be cuda, mps or cpu, .* got '{name}'"):
+            named_device(name)
+    for name in ("cuda", "mps"):
+        with pytest.raises(ValueError, match=f"--device '{name}' is not there: torch finds 0"):
+            named_device(name)
 
 
 def torchrun(start, rank, **others):
