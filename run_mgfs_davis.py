@@ -163,12 +163,9 @@ DoSequence = Callable[[str, Sequence["RunFolder"], Callable[["FrameDecision"], N
 
 def tracker(args: argparse.Namespace, root: DavisRoot, device: Any, first: str) -> DoSequence:
     """Build the predictor; returns what tracks a sequence with the settings of each folder, one after the other."""
-    from sam2.build_sam import build_sam2_video_predictor
-    from sam2.vos_runs import track_sequence, warm_up
+    from sam2.vos_runs import build_predictor, track_sequence, warm_up
 
-    predictor = build_sam2_video_predictor(
-        args.config, args.checkpoint, device=device, dtype=args.dtype, image_size=args.image_size
-    )
+    predictor = build_predictor(args.config, args.checkpoint, device, args.dtype, args.image_size)
     if device.type != "cpu":
         warm_up(predictor, root, first)
 

@@ -131,7 +131,7 @@ def run(args: argparse.Namespace) -> Outcome:
     mine = share_out(lengths, rank.world_size)[rank.rank]
     track_runs.forget_failures(folder, mine)
     progress = Progress(sum(lengths[name] for name in mine), is_shown=rank.rank == 0)
-    predictor = functools.cache(lambda: build(args, device))  # not before there is something to track
+    predictor = once(lambda: build(args, device))  # not before there is something to track
     work = track_runs.Work(
         predictor, args.format, args.fps, args.resume, args.direction, args.save_every, progress.count
     )
@@ -179,11 +179,30 @@ def skip_options(args: argparse.Namespace, model: ModelFiles) -> SkipOptions:
 
 def build(args: argparse.Namespace, device: torch.device) -> SAM2VideoPredictor:
     """Build the predictor."""
-    from sam2.build_sam import build_sam2_video_predictor
+    from sam2.vos_runs import build_predictor
 
-    return build_sam2_video_predictor(
-        args.config, args.checkpoint, device=device, dtype=args.dtype, image_size=args.image_size
-    )
+    return build_predictor(args.config, args.checkpoint, device, args.dtype, args.image_size)
+
+
+def once(make: Callable[[], SAM2VideoPredictor]) -> Callable[[], SAM2VideoPredictor]:
+    """Returns what makes the predictor when it is first asked for it; what it raised then, it raises again.
+
+    A model that cannot be built is not built anew for each video.
+    """
+
+    @functools.cache
+    def made() -> SAM2VideoPredictor | Exception:
+        try:
+            return make()
+        except Exception as error:  # whatever it is, no video can be tracked
+            return error
+
+    def predictor() -> SAM2VideoPredictor:
+        if isinstance(result := made(), Exception):
+            raise result
+        return result
+
+    return predictor
 
 
 def report(outcome: Outcome) -> None:
@@ -195,8 +214,11 @@ def report(outcome: Outcome) -> None:
     print(f"results: {outcome.summary.folder}")
     if outcome.to_come:
         print(f"{len(outcome.to_come)} videos to come from other processes")
+    names_of: dict[str, list[str]] = {}
     for failure in outcome.own if outcome.to_come else outcome.failures:
-        print(f"failed: {failure.name}: {failure.reason}", file=sys.stderr)
+        names_of.setdefault(failure.reason, []).append(failure.name)
+    for reason, names in names_of.items():
+        print(f"failed: {', '.join(names)}: {reason}", file=sys.stderr)
 
 
 def figures(name: str, work: Work) -> str:

@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from hydra.errors import InstantiationException
 
+from sam2 import build_sam
 from sam2.build_sam import EMBEDDED, check_image_size, find_config, load_config, packaged_file, pick_device
 from sam2.frame_skipping import FrameDecision, RecordedMasks, SkipOptions, play_through
 from sam2.utils.change_detection import GateFrame, KeyFrame
@@ -195,6 +197,22 @@ class ModelFiles:
             "dtype": dtype,
             "checkpoint_sha256": self.checkpoint_sha256,
         }
+
+
+def build_predictor(
+    config: str | None, checkpoint: Path | None, device: torch.device, dtype: str, image_size: int | None = None
+) -> Any:
+    """The predictor of a command line's options.
+
+    Raises:
+        RuntimeError, OSError, ValueError, ImportError: whatever is wrong with the config or the weights.
+    """
+    try:
+        return build_sam.build_sam2_video_predictor(
+            config, checkpoint, device=device, dtype=dtype, image_size=image_size
+        )
+    except InstantiationException as error:
+        raise ValueError(f"config: {config} makes no predictor: {error}") from error
 
 
 def device_name(device: torch.device) -> str:

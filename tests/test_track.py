@@ -9,7 +9,7 @@ import pytest
 import torch
 from tracked_videos import LENGTHS, files_of, label_maps, read_json, run
 
-from sam2 import exports, track
+from sam2 import exports, track, vos_runs
 from sam2.command_line import exit_code
 from sam2.frame_skipping import SkipOptions
 from sam2.utils.davis import merge_masks, read_label_map, write_label_map
@@ -177,6 +177,14 @@ def test_results_stay_where_a_run_that_should_replace_them_cannot_begin(
     after = {name: (tmp_path / name).read_bytes() for name in files_of(tmp_path)}
     del before["summary.json"], after["summary.json"], after["two/failure.json"]
     assert after == before
+
+
+def test_a_model_that_cannot_be_built_is_built_once_and_is_one_error(videos, tmp_path, monkeypatch, capsys):
+    builds = []
+    monkeypatch.setattr(vos_runs.build_sam, "build_sam2_video_predictor", lambda *_, **__: builds.append(1) or 1 / 0)
+    assert run(videos, tmp_path) == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if "failed" in line]
+    assert errors == ["failed: one, two: division by zero"] and len(builds) == 1
 
 
 @pytest.mark.parametrize(

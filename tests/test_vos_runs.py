@@ -15,6 +15,7 @@ from sam2.utils.drawn_clips import draw_clip, write_davis_layout
 from sam2.vos_runs import (
     ModelFiles,
     Rank,
+    build_predictor,
     named_device,
     planned_decisions,
     run_token,
@@ -70,6 +71,14 @@ def test_a_device_that_is_unknown_or_not_there_is_refused_by_the_name_of_its_opt
     for name in ("cuda", "mps"):
         with pytest.raises(ValueError, match=f"--device '{name}' is not there: torch finds 0"):
             named_device(name)
+
+
+def test_a_config_that_makes_no_predictor_is_named(tmp_path):
+    config = tmp_path / "typo.yaml"
+    config.write_text(packaged_file("configs", EMBEDDED.config_file.removeprefix("configs/")).read_text())
+    config.write_text(config.read_text().replace("image_size:", "picture_size: 3\n  image_size:", 1))
+    with pytest.raises(ValueError, match=r"(?s)config: .*typo\.yaml makes no predictor: .*'picture_size'"):
+        build_predictor(str(config), None, torch.device("cpu"), "float32")
 
 
 def torchrun(start, rank, **others):
