@@ -19,7 +19,8 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from sam2.frame_skipping import FrameDecision, SkipOptions
     from sam2.utils.davis import DavisRoot
     from sam2.utils.drawn_clips import DrawnClip
-    from sam2.vos_records import RunFolder, Summary, Work
+    from sam2.vos_records import Failure, Outcome, RunFolder, Summary, Work
     from sam2.vos_runs import ModelFiles
 
 logger = logging.getLogger("run_mgfs_davis")
@@ -62,13 +63,15 @@ stopping and resuming:
   sequence that was cut short is tracked anew from its first frame: its masks follow from the memory of all frames
   before, which is not saved, and so they equal those of a run that was never stopped. A sequence whose pictures have
   changed since is tracked anew too. Finished sequences of other settings are refused. Without --resume, results are
-  replaced. A sequence that another run is writing to the same folder is an error.
+  replaced. A sequence that another run is writing to the same folder is an error. One that cannot be tracked, as for
+  want of readable frames or of an annotation, stops no other: it is reported at the end, its failure.json says why, and
+  the exit status is 1, or 2 where none could be tracked.
 
 several processes (torchrun, on one node or many that share --output):
   The sequences are shared out by length; each process tracks its own, on the GPU of its LOCAL_RANK, and talks to no
-  other. torchrun stops all when one fails, as on a sequence that cannot be tracked: what is finished stays, and the
-  same command with --resume goes on. On many nodes give torchrun another --rdzv_id at each start: runs are told apart
-  by it.
+  other. The one that finishes last reports the failures of all: torchrun stops all when one exits with a status. What
+  is finished stays then, and the same command with --resume goes on. On many nodes give torchrun another --rdzv_id at
+  each start: runs are told apart by it.
 """
 
 
@@ -94,7 +97,7 @@ def cases(args: argparse.Namespace, model: ModelFiles) -> list[Case]:
     return [Case(each, args.output / f"{each.strategy}_{each.threshold:g}") for each in options]
 
 
-def run(args: argparse.Namespace, wanted: Sequence[Case] = ()) -> list[Summary]:
+def run(args: argparse.Namespace, wanted: Sequence[Case] = ()) -> Outcome:
     """Track, or plan, this process's share of the sequences; returns what is there of each setting then.
 
     Args:
@@ -111,7 +114,7 @@ def run(args: argparse.Namespace, wanted: Sequence[Case] = ()) -> list[Summary]:
     root = DavisRoot.open(args.davis_root)
     # The shell ends the names of folders with a slash.
     names = [name.rstrip("/") for name in args.sequences or root.sequences(args.split)]
-    stems = {name: [path.stem for path in root.frame_paths(name)] for name in names}
+    stems = {name: frame_stems(root, name) for name in names}
     model = ModelFiles.find(args.config, args.checkpoint, args.image_size)
     wanted = wanted or cases(args, model)
     if args.plan:
@@ -124,20 +127,64 @@ def run(args: argparse.Namespace, wanted: Sequence[Case] = ()) -> list[Summary]:
     mine = share_out({name: len(stems[name]) for name in names}, rank.world_size)[rank.rank]
     check_apart(root, folders)
     prepare(folders, names, mine)
+    own: list[Failure] = []
     todo = {}
     for name in mine:
-        inputs = inputs_sha256(root, name, is_plan=args.plan) if args.resume else ""
-        if unfinished := [folder for folder in folders if not folder.is_finished(name, stems[name], inputs)]:
-            todo[name] = unfinished
+        with noting_failure(name, own):
+            inputs = inputs_sha256(root, name, is_plan=args.plan) if args.resume else ""
+            if unfinished := [folder for folder in folders if not folder.is_finished(name, stems[name], inputs)]:
+                todo[name] = unfinished
     if todo:
-        work = planner(root, model) if args.plan else tracker(args, root, device, next(iter(todo)))
+        work = planner(root, model) if args.plan else tracker(args, root, device, list(todo))
         total = sum(len(stems[name]) * len(unfinished) for name, unfinished in todo.items())
         progress = Progress(total, is_shown=rank.rank == 0)
         with progress.bar, logging_redirect_tqdm():
             for name, unfinished in todo.items():
                 progress.start(name)
-                work(name, unfinished, progress.count)
-    return [folder.summarise(names) for folder in folders]
+                with noting_failure(name, own):
+                    work(name, unfinished, progress.count)
+    return sum_up(folders, names, mine, own)
+
+
+def frame_stems(root: DavisRoot, name: str) -> list[str]:
+    """The stems of a sequence's frames; none where its folder holds none, which shows when it is tracked.
+
+    Raises:
+        FileNotFoundError: there is no such sequence, or no frames of any.
+    """
+    try:
+        return [path.stem for path in root.frame_paths(name)]
+    except FileNotFoundError:
+        if root.frames_dir is None or not root.has(name):
+            raise
+        return []
+
+
+def sum_up(folders: Sequence[RunFolder], names: Sequence[str], mine: Sequence[str], own: Sequence[Failure]) -> Outcome:
+    """Put this process's failures on record, and see what all have come to."""
+    from sam2.vos_records import Outcome
+
+    others = [name for name in dict.fromkeys(names) if name not in mine]
+    found: dict[str, Failure] = {}
+    for folder in folders:
+        folder.write_failures([failure for failure in own if not folder.is_done(failure.name)])
+        found |= {failure.name: failure for failure in folder.read_failures(others)}
+    to_come = [name for name in others if name not in found and not all(folder.is_done(name) for folder in folders)]
+    return Outcome([folder.summarise(names) for folder in folders], own, [*own, *found.values()], to_come)
+
+
+@contextmanager
+def noting_failure(name: str, failures: list[Failure]) -> Iterator[None]:
+    """Note what a sequence fails by, so that it stops no other: bad frames or annotations, or memory."""
+    from sam2.vos_records import Failure
+
+    try:
+        yield
+    except BlockingIOError:  # two runs at once in one folder are a mistake
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        logger.info("%s failed", name, exc_info=True)
+        failures.append(Failure.of(name, error))
 
 
 def check_apart(root: DavisRoot, folders: Sequence[RunFolder]) -> None:
@@ -156,18 +203,24 @@ def prepare(folders: Sequence[RunFolder], names: Sequence[str], mine: Sequence[s
         for name in () if folder.resume else mine:
             with folder.lock(name):
                 folder.clear(name)
+    for folder in folders:
+        folder.forget_failures(mine)
 
 
 DoSequence = Callable[[str, Sequence["RunFolder"], Callable[["FrameDecision"], None]], None]
 
 
-def tracker(args: argparse.Namespace, root: DavisRoot, device: Any, first: str) -> DoSequence:
+def tracker(args: argparse.Namespace, root: DavisRoot, device: Any, names: Sequence[str]) -> DoSequence:
     """Build the predictor; returns what tracks a sequence with the settings of each folder, one after the other."""
     from sam2.vos_runs import build_predictor, track_sequence, warm_up
 
     predictor = build_predictor(args.config, args.checkpoint, device, args.dtype, args.image_size)
-    if device.type != "cpu":
-        warm_up(predictor, root, first)
+    for name in names if device.type != "cpu" else ():
+        failures: list[Failure] = []  # which it will come to again
+        with noting_failure(name, failures):
+            warm_up(predictor, root, name)
+        if not failures:
+            break
 
     def track(name: str, folders: Sequence[RunFolder], on_frame: Callable[[FrameDecision], None]) -> None:
         for folder in folders:
@@ -189,16 +242,19 @@ def planner(root: DavisRoot, model: ModelFiles) -> DoSequence:
     return plan
 
 
-def report(summaries: Sequence[Summary], *, is_plan: bool) -> None:
-    """Print the figures of each setting; of a run that other processes go on with, only how far it is."""
-    for summary in summaries:
-        if summary.missing:
-            print(f"done here, {len(summary.missing)} sequences to come: {summary.folder}")
+def report(outcome: Outcome, *, is_plan: bool) -> None:
+    """Print the figures of each setting, and what failed; of a run that other processes go on with, how far it is."""
+    for summary in outcome.summaries:
+        to_come = [name for name in summary.missing if name in outcome.to_come]
+        if to_come:
+            print(f"done here, {len(to_come)} sequences to come: {summary.folder}")
             continue
         for record in summary.records:
             print(figures(record.name, record.work, is_plan=is_plan))
-        print(figures("all", summary.work, is_plan=is_plan))
+        if summary.records:
+            print(figures("all", summary.work, is_plan=is_plan))
         print(f"{'plan' if is_plan else 'masks'}: {summary.folder}")
+    outcome.report_failures()
 
 
 def figures(name: str, work: Work, *, is_plan: bool) -> str:
@@ -248,14 +304,16 @@ def demo(args: argparse.Namespace) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # so small a model gains nothing from more, and loses much where the cores are busy
     try:
-        summaries = run(task, wanted)
+        outcome = run(task, wanted)
     finally:
         torch.set_num_threads(threads)
+    if outcome.failures:
+        raise RuntimeError(outcome.failures[0].text)
 
     print(f"{'':20}{'skipped':>10}{'J&F':>10}{'fidelity':>10}{'speed-up':>10}")
     points = []
-    for case, summary in zip(wanted, summaries, strict=True):
-        point = measure(root, case, summary, summaries[0])
+    for case, summary in zip(wanted, outcome.summaries, strict=True):
+        point = measure(root, case, summary, outcome.summaries[0])
         figures = f"{point.skip_rate:10.1%}{point.accuracy:10.3f}{point.fidelity:10.3f}{point.speedup:9.2f}x"
         print(f"{case.path.name:20}{figures}")
         points.append(point)
@@ -369,7 +427,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line; returns the exit status: 0, 1 where a sequence failed, 2 where nothing could be done."""
     args = parse(argv)
     if args.verbose:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -377,12 +435,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def command(args: argparse.Namespace) -> int:
-    """Do what the command line says."""
+    """Do what the command line says; returns the exit status."""
     if args.demo:
         demo(args)
-    else:
-        report(run(args), is_plan=args.plan)
-    return 0
+        return 0
+    outcome = run(args)
+    report(outcome, is_plan=args.plan)
+    return 2 if outcome.status and not any(summary.records for summary in outcome.summaries) else outcome.status
 
 
 if __name__ == "__main__":

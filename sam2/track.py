@@ -21,7 +21,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from sam2.command_line import (
     Parser,
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from sam2.frame_skipping import SkipOptions
     from sam2.sam2_video_predictor import SAM2VideoPredictor
     from sam2.track_prompts import Draft, Prompt
-    from sam2.track_runs import Clip, Failure
-    from sam2.vos_records import Summary, Work
+    from sam2.track_runs import Clip
+    from sam2.vos_records import Outcome, Work
     from sam2.vos_runs import ModelFiles
 
 logger = logging.getLogger(__name__)
@@ -84,24 +84,6 @@ several processes (torchrun, on one node or many that share --output):
 """
 
 
-class Outcome(NamedTuple):
-    """What a run came to.
-
-    own: the failures of this process. failures: those of all that are known. to_come: videos that other processes
-    have not done yet.
-    """
-
-    summary: Summary
-    own: Sequence[Failure]
-    failures: Sequence[Failure]
-    to_come: Sequence[str]
-
-    @property
-    def status(self) -> int:
-        """The exit status."""
-        return int(bool(self.failures) and not self.to_come)
-
-
 def run(args: argparse.Namespace) -> Outcome:
     """Do this process's share of the videos.
 
@@ -111,7 +93,7 @@ def run(args: argparse.Namespace) -> Outcome:
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     from sam2 import track_runs
-    from sam2.vos_records import RunFolder
+    from sam2.vos_records import Outcome, RunFolder
     from sam2.vos_runs import ModelFiles, Rank, device_name, run_token, share_out
 
     track_runs.check_formats(args.format)
@@ -129,7 +111,7 @@ def run(args: argparse.Namespace) -> Outcome:
     folder.check(names)
     lengths = {name: track_runs.declared_length(clip.path) for name, clip in clips.items()}
     mine = share_out(lengths, rank.world_size)[rank.rank]
-    track_runs.forget_failures(folder, mine)
+    folder.forget_failures(mine)
     progress = Progress(sum(lengths[name] for name in mine), is_shown=rank.rank == 0)
     predictor = once(lambda: build(args, device))  # not before there is something to track
     work = track_runs.Work(
@@ -142,12 +124,14 @@ def run(args: argparse.Namespace) -> Outcome:
 
     with progress.bar, logging_redirect_tqdm():
         own = track_runs.do_clips([clips[name] for name in mine], folder_of, work)
-    track_runs.write_failures(folder, own)
-    failures = [*own, *track_runs.read_failures(folder, [name for name in names if name not in mine])]
+    folder.write_failures(own)
+    failures = [*own, *folder.read_failures([name for name in names if name not in mine])]
     failed = {failure.name for failure in failures}
     others = [track_runs.ClipFolder(folder, clips[name], ()) for name in names if name not in {*mine, *failed}]
     to_come = [other.clip.name for other in others if other.missing(args.format, args.fps)]
-    return Outcome(folder.summarise(names), own, failures, to_come)
+    if not to_come:
+        folder.drop_notes(names)
+    return Outcome([folder.summarise(names)], own, failures, to_come)
 
 
 def prompt_reader(args: argparse.Namespace, clips: Iterable[Clip], *, warns: bool) -> Callable[[Clip], list[Prompt]]:
@@ -207,18 +191,15 @@ def once(make: Callable[[], SAM2VideoPredictor]) -> Callable[[], SAM2VideoPredic
 
 def report(outcome: Outcome) -> None:
     """Print the figures of each video, and what failed."""
-    for record in outcome.summary.records:
+    (summary,) = outcome.summaries
+    for record in summary.records:
         print(figures(record.name, record.work))
-    if len(outcome.summary.records) > 1:
-        print(figures("all", outcome.summary.work))
-    print(f"results: {outcome.summary.folder}")
+    if len(summary.records) > 1:
+        print(figures("all", summary.work))
+    print(f"results: {summary.folder}")
     if outcome.to_come:
         print(f"{len(outcome.to_come)} videos to come from other processes")
-    names_of: dict[str, list[str]] = {}
-    for failure in outcome.own if outcome.to_come else outcome.failures:
-        names_of.setdefault(failure.reason, []).append(failure.name)
-    for reason, names in names_of.items():
-        print(f"failed: {', '.join(names)}: {reason}", file=sys.stderr)
+    outcome.report_failures()
 
 
 def figures(name: str, work: Work) -> str:

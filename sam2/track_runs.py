@@ -33,12 +33,12 @@ from sam2.frame_skipping import FrameDecision
 from sam2.results import FrameResult
 from sam2.track_prompts import Prompt, apply
 from sam2.utils.davis import is_label_map, label_maps, list_pictures, natural_key, object_folders
-from sam2.utils.files import write_text
+from sam2.utils.files import read_json, write_text
 from sam2.utils.video_file import estimated_length
 from sam2.utils.video_io import IMAGE_SUFFIXES, VIDEO_SUFFIXES, open_source
 from sam2.utils.video_writer import require_h264
 from sam2.video_results import VideoResults
-from sam2.vos_records import RunFolder
+from sam2.vos_records import Failure, RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -203,7 +203,7 @@ class ClipFolder:
 
         They are from one run unless something went wrong, as when two runs wrote here at once where nothing is locked.
         """
-        begun = _read_json(self.path / "task.json") or {}
+        begun = read_json(self.path / "task.json") or {}
         return [what for what in self.task if not (self._is_same(what, begun) and self._is_same(what, results.about))]
 
     def _is_same(self, what: str, task: Mapping[str, Any]) -> bool:
@@ -304,7 +304,7 @@ class ClipFolder:
                 results.save(self.path / EXPORTS[format], format, video=self.clip.path, fps=fps)
             except Exception as error:  # whatever one format fails by, the others are written
                 logger.info("Writing %s of %s failed", format, self.clip.name, exc_info=True)
-                errors.append(f"format {format}: {_one_line(error)}")
+                errors.append(Failure.of(f"format {format}", error).text)
         return errors
 
     def finish(self, results: VideoResults) -> None:
@@ -448,16 +448,6 @@ def can_go_on(folder: ClipFolder, decision: FrameDecision) -> bool:
     return decision.frame >= max(first_prompts.values())
 
 
-# What went wrong
-
-
-class Failure(NamedTuple):
-    """A video that is not finished, and why."""
-
-    name: str
-    reason: str
-
-
 def do_clips(clips: Sequence[Clip], folder_of: Callable[[Clip], ClipFolder], work: Work) -> list[Failure]:
     """Do one video after the other; one that fails stops no other."""
     failures = []
@@ -466,39 +456,7 @@ def do_clips(clips: Sequence[Clip], folder_of: Callable[[Clip], ClipFolder], wor
             errors = do_clip(folder_of(clip), work)
         except Exception as error:  # a damaged file, a prompt that does not fit, memory: whatever one video fails by
             logger.info("%s failed", clip.name, exc_info=True)
-            errors = [_one_line(error)]
-        failures += [Failure(clip.name, "; ".join(errors))] if errors else []
+            failures.append(Failure.of(clip.name, error))
+        else:
+            failures += [Failure(clip.name, "; ".join(errors))] if errors else []
     return failures
-
-
-def write_failures(run: RunFolder, failures: Sequence[Failure]) -> None:
-    """Put failures on record, for the process that finishes last."""
-    for name, reason in failures:
-        write_text(run.path / name / "failure.json", json.dumps({"reason": reason, "run": run.token}) + "\n")
-
-
-def read_failures(run: RunFolder, names: Sequence[str]) -> list[Failure]:
-    """The failures of this run: those of an earlier one lie there until their process has begun."""
-    found = ((name, _read_json(run.path / name / "failure.json")) for name in names)
-    return [Failure(name, content["reason"]) for name, content in found if content and content.get("run") == run.token]
-
-
-def forget_failures(run: RunFolder, names: Sequence[str]) -> None:
-    """Forget the failures of an earlier run. A process does so for its own videos: others may have failed already."""
-    for name in names:
-        (run.path / name / "failure.json").unlink(missing_ok=True)
-
-
-def _read_json(path: Path) -> Mapping[str, Any] | None:
-    """The content of a file; None where there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error}); remove it to start anew") from error
-    return content if isinstance(content, dict) else {}
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -5,6 +5,7 @@ The results of one setting are a folder (`RunFolder`):
     <sequence>/<frame>.png      label map of a frame
     <sequence>/frames.json      what was done with each frame
     <sequence>/sequence.json    what the sequence took; written last, so where it lies the sequence is finished
+    <sequence>/failure.json     why a sequence is not finished
     summary.json                what all sequences together took
 
 A file appears at once or not at all, and each sequence has its files to itself: processes that share a run need no
@@ -18,6 +19,7 @@ import json
 import logging
 import os
 import platform
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -28,7 +30,7 @@ import torch
 
 from sam2 import __version__
 from sam2.frame_skipping import SKIPPED, FrameDecision, SkipOptions
-from sam2.utils.files import locked, write_text
+from sam2.utils.files import locked, read_json, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +116,52 @@ class Summary(NamedTuple):
     def work(self) -> Work:
         """All sequences together."""
         return Work(*(sum(column) for column in zip((0, 0, 0.0), *(r.work for r in self.records), strict=True)))
+
+
+class Failure(NamedTuple):
+    """A sequence that is not finished, and why.
+
+    is_taken: another run is at work on it, so that its folder is that run's.
+    """
+
+    name: str
+    reason: str
+    is_taken: bool = False
+
+    @classmethod
+    def of(cls, name: str, error: Exception) -> Failure:
+        """What an error says, in one line."""
+        return cls(name, " ".join(str(error).split()) or type(error).__name__, isinstance(error, BlockingIOError))
+
+    @property
+    def text(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+class Outcome(NamedTuple):
+    """What a run came to.
+
+    summaries: of each setting. own: the failures of this process. failures: those of all that are known. to_come: what
+    other processes have not done yet.
+    """
+
+    summaries: Sequence[Summary]
+    own: Sequence[Failure]
+    failures: Sequence[Failure]
+    to_come: Sequence[str]
+
+    @property
+    def status(self) -> int:
+        """The exit status. Only the process that finishes last has one to report: torchrun stops all when one does."""
+        return int(bool(self.failures) and not self.to_come)
+
+    def report_failures(self) -> None:
+        """Print what failed, a line for each reason: of all processes in the one that finishes last."""
+        names_of: dict[str, list[str]] = {}
+        for failure in self.own if self.to_come else self.failures:
+            names_of.setdefault(failure.reason, []).append(failure.name)
+        for reason, names in names_of.items():
+            print(f"failed: {', '.join(names)}: {reason}", file=sys.stderr)
 
 
 class RunFolder:
@@ -253,6 +301,40 @@ class RunFolder:
 
     def _counts(self, record: SequenceRecord) -> bool:
         return self.resume or record.run == self.token
+
+    # What went wrong
+
+    def forget_failures(self, names: Sequence[str]) -> None:
+        """Forget the failures of earlier runs. A process does so for its own: others may have failed already."""
+        for name in names:
+            (self.path / name / "failure.json").unlink(missing_ok=True)
+            for note in (self.path / name).glob(".failure.*.json"):
+                note.unlink(missing_ok=True)
+
+    def write_failures(self, failures: Sequence[Failure]) -> None:
+        """Put failures on record, for the process that finishes last."""
+        for failure in failures:
+            path = self._note(failure.name) if failure.is_taken else self.path / failure.name / "failure.json"
+            write_text(path, json.dumps({"reason": failure.reason, "run": self.token}) + "\n")
+
+    def read_failures(self, names: Sequence[str]) -> list[Failure]:
+        """The failures of this run: those of an earlier one lie there until their process has begun."""
+        places = ((name, path) for name in names for path in (self.path / name / "failure.json", self._note(name)))
+        found = {name: content["reason"] for name, path in places if (content := self._failure_at(path))}
+        return [Failure(name, reason) for name, reason in found.items()]
+
+    def drop_notes(self, names: Sequence[str]) -> None:
+        """Remove what the processes of this run left for each other in folders that are another run's."""
+        for name in names:
+            self._note(name).unlink(missing_ok=True)
+
+    def _note(self, name: str) -> Path:
+        """Where a failure is put on record if the folder is another run's, who has a `failure.json` of its own."""
+        return self.path / name / f".failure.{self.token}.json"
+
+    def _failure_at(self, path: Path) -> Mapping[str, Any] | None:
+        content = read_json(path)
+        return content if content and content.get("run") == self.token else None
 
 
 def versions() -> dict[str, str]:

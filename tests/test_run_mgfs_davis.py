@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -317,6 +318,76 @@ def test_a_rank_without_a_sequence_has_nothing_to_do(stills, tracked, tmp_path, 
     monkeypatch.setenv("RANK", "2")
     assert run(stills, tmp_path, "--sequences", "s3", "s4") == 0
     assert tracked == []
+
+
+# Failures
+
+
+@pytest.fixture
+def damaged(stills, tmp_path):
+    """The five sequences, of which s3 has no frames and the annotation of s4 is cut short."""
+    root = tmp_path / "davis"
+    shutil.copytree(stills, root)
+    for frame in (root / "JPEGImages" / "480p" / "s3").iterdir():
+        frame.unlink()
+    annotation = root / "Annotations" / "480p" / "s4" / "00000.png"
+    annotation.write_bytes(annotation.read_bytes()[:-30])
+    return root
+
+
+REASONS = {"s3": r"sequence: no frames \(.*\) in .*s3$", "s4": r".*s4/00000.png: damaged or cut short"}
+
+
+def failures_in(error: str) -> dict[str, str]:
+    lines = (line.removeprefix("failed: ") for line in error.splitlines() if line.startswith("failed: "))
+    return {name: reason for name, _, reason in (line.partition(": ") for line in lines)}
+
+
+@pytest.mark.parametrize("options", [[], ["--resume"], ["--threshold", "0", "0.1"]])
+def test_a_sequence_that_cannot_be_tracked_stops_no_other(stills, damaged, tracked, tmp_path, capsys, options):
+    assert run(damaged, tmp_path / "out", *options) == 1
+    found = failures_in(capsys.readouterr().err)
+    assert found.keys() == REASONS.keys() and all(re.match(REASONS[name], found[name]) for name in found)
+    folders = [tmp_path / "out" / name for name in ("naive_0", "naive_0.1")] if len(options) > 1 else [tmp_path / "out"]
+    for folder in folders:
+        assert read_json(folder, "summary.json")["missing"] == ["s3", "s4"]
+        assert {name: read_json(folder, name, "failure.json")["reason"] for name in found} == found
+        assert (folder / "s7" / "00006.png").exists() and not (folder / "s5" / "failure.json").exists()
+    tracked.clear()
+    shutil.copytree(stills, damaged, dirs_exist_ok=True)
+    assert run(damaged, tmp_path / "out", *options, "--resume") == 0
+    assert {name for name, _ in tracked} == {"s3", "s4"} and not list(tmp_path.rglob("failure.json"))
+
+
+def test_a_run_of_which_nothing_could_be_tracked_exits_as_one_that_is_impossible(damaged, tracked, tmp_path, capsys):
+    assert run(damaged, tmp_path / "out", "--sequences", "s3", "s4") == 2
+    assert failures_in(capsys.readouterr().err).keys() == REASONS.keys()
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_of_several_processes_the_last_one_reports_what_failed(damaged, tracked, tmp_path, monkeypatch, capsys, order):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    statuses, found = [], []
+    for rank in order:
+        monkeypatch.setenv("RANK", str(rank))
+        statuses.append(run(damaged, tmp_path / "out"))
+        found.append(failures_in(capsys.readouterr().err).keys())
+    assert statuses == [0, 1] and found[1] == REASONS.keys()
+
+
+def test_a_gpu_is_warmed_up_by_a_sequence_that_can_be_tracked(damaged, tracked, tmp_path, monkeypatch):
+    warmed = []
+    warm_up = vos_runs.warm_up
+    monkeypatch.setattr(vos_runs, "warm_up", lambda *args: warm_up(*args) or warmed.append(args[-1]))
+    monkeypatch.setattr(vos_runs, "named_device", torch.device)
+    names = ("s3", "s4", "s5", "s6")
+    assert run(damaged, tmp_path / "out", "--device", "mps", "--sequences", *names) == 1
+    assert warmed == ["s6"]
+    warmed.clear()
+    for name in ("s6", "s5"):
+        shutil.rmtree(damaged / "Annotations" / "480p" / name)
+    assert run(damaged, tmp_path / "out", "--device", "mps", "--sequences", *names) == 2
+    assert warmed == []
 
 
 # The demo

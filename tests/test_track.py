@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -185,6 +186,24 @@ def test_a_model_that_cannot_be_built_is_built_once_and_is_one_error(videos, tmp
     assert run(videos, tmp_path) == 1
     errors = [line for line in capsys.readouterr().err.splitlines() if "failed" in line]
     assert errors == ["failed: one, two: division by zero"] and len(builds) == 1
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_failure_is_not_put_beside_the_record_of_another_run(videos, whole, built, tmp_path, monkeypatch, processes):
+    """The other run has finished the video before this one puts on record that it did not get its turn."""
+    fcntl = pytest.importorskip("fcntl")
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    before = files_of(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    statuses = []
+    with (tmp_path / "one" / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        for rank in range(processes):
+            monkeypatch.setenv("RANK", str(rank))
+            statuses.append(run(videos, tmp_path))
+    (tmp_path / "one" / ".lock").unlink()
+    assert statuses == [0] * (processes - 1) + [1] and files_of(tmp_path) == before
+    assert [name for name, _ in built] == ["two"]
 
 
 @pytest.mark.parametrize(

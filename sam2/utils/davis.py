@@ -301,7 +301,7 @@ class DavisRoot:
         assert self.split_dir is not None
         lines = (self.split_dir / f"{split}.txt").read_text().splitlines()
         names = list(dict.fromkeys(_listed_sequence(line.strip()) for line in lines if line.strip()))
-        missing = [name for name in names if not self._has(name)]
+        missing = [name for name in names if not self.has(name)]
         if missing or not names:
             what = f"lists {', '.join(missing[:3])}, which {base} lacks" if missing else "lists no sequence"
             raise FileNotFoundError(f"split: {self.split_dir / split}.txt {what}")
@@ -341,7 +341,8 @@ class DavisRoot:
             f"there are {len(paths)}, from {paths[0].name} to {paths[-1].name}"
         )
 
-    def _has(self, sequence: str) -> bool:
+    def has(self, sequence: str) -> bool:
+        """Whether there is a folder of this sequence's frames or annotations."""
         return any(base is not None and (base / sequence).is_dir() for base in (self.frames_dir, self.annotations_dir))
 
 

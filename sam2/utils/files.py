@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 try:
     import fcntl
@@ -45,6 +46,21 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file, UTF-8, at once or not at all."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path) -> Mapping[str, Any] | None:
+    """The object in a JSON file; None where there is no file.
+
+    Raises:
+        ValueError: the file is not JSON.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error}); remove it to start anew") from error
+    return content if isinstance(content, dict) else {}
 
 
 @contextmanager
