@@ -256,7 +256,8 @@ class DavisRoot:
             resolution: name of the folder between `JPEGImages` and the sequences. None takes "480p" if it is there,
                 else the only one, else none (sequences directly under `JPEGImages`, as YouTube-VOS has them).
             year: name of the folder with the split files. None takes "2017" if it is there, else the one that is named
-                as the resolution (DAVIS 2016), else the only one, else `ImageSets` itself.
+                as the resolution (DAVIS 2016), else the only one, else `ImageSets` itself. Of several others none is
+                taken: `sequences` asks for one.
 
         Raises:
             FileNotFoundError: no such folder, no `JPEGImages` or `Annotations` in it, or not this resolution or year.
@@ -286,11 +287,18 @@ class DavisRoot:
         that lists no splits at all has all its sequences in every split.
 
         Raises:
-            ValueError: the data set lists splits, but not this one.
+            ValueError: the data set lists splits, but not this one, or in several folders of which none was named.
             FileNotFoundError: no sequences, or the split lists one that is not there.
         """
         base = self.annotations_dir or self.frames_dir
         assert base is not None
+        if split is not None and self.split_dir is not None and not self.splits():
+            holders = sorted(path.name for path in _folders(self.split_dir) if any(path.glob("*.txt")))
+            if len(holders) > 1:
+                raise ValueError(
+                    f"year: {self.split_dir} lists splits in {', '.join(holders)}; name one, put the lists that are "
+                    f"meant into {self.split_dir / DEFAULT_YEAR}, or name the sequences"
+                )
         if split is None or not self.splits():
             found = sorted(path.name for path in _folders(base))
             if not found:
@@ -390,7 +398,7 @@ def _split_dir(base: Path, year: str | None, resolution: str) -> Path | None:
         return base / year
     if not base.is_dir():
         return None
-    holders = {path.name: path for path in base.iterdir() if any(path.glob("*.txt"))}
+    holders = {path.name: path for path in _folders(base) if any(path.glob("*.txt"))}
     for name in (DEFAULT_YEAR, resolution):
         if name in holders:
             return holders[name]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -236,6 +237,20 @@ def test_the_split_files_of_a_year_are_found_beside_those_of_2017(tmp_path):
     assert DavisRoot.open(tmp_path, year="2016").sequences("val") == ["b"]
     with pytest.raises(FileNotFoundError, match=r"year: no folder .*2019"):
         DavisRoot.open(tmp_path, year="2019")
+
+
+def test_of_several_folders_with_split_files_none_is_guessed(tmp_path):
+    """Every sequence would be taken, those that are trained on too."""
+    make_root(tmp_path, {"a": 1, "b": 1})
+    for year in ("2016", "2019", ".ipynb_checkpoints"):
+        (tmp_path / "ImageSets" / year).mkdir(parents=True)
+        (tmp_path / "ImageSets" / year / "val.txt").write_text("b")
+    with pytest.raises(ValueError, match=r"year: .*ImageSets lists splits in 2016, 2019; name one"):
+        DavisRoot.open(tmp_path).sequences("val")
+    assert DavisRoot.open(tmp_path).sequences() == ["a", "b"]
+    assert DavisRoot.open(tmp_path, year="2019").sequences("val") == ["b"]
+    shutil.rmtree(tmp_path / "ImageSets" / "2016")
+    assert DavisRoot.open(tmp_path).sequences("val") == ["b"]
 
 
 def test_a_split_may_list_frames_as_that_of_davis_2016_does(tmp_path):
