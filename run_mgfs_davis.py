@@ -191,8 +191,11 @@ def check_apart(root: DavisRoot, folders: Sequence[RunFolder]) -> None:
     """Raises ValueError where masks would replace the annotation, or lie among the frames."""
     data = {path.resolve() for path in (root.frames_dir, root.annotations_dir) if path is not None}
     for folder in folders:
-        if folder.path.resolve() in data:
+        path = folder.path.resolve()
+        if path in data:
             raise ValueError(f"--output: {folder.path} holds the data of --davis_root; name another folder")
+        if data.intersection(path.parents):
+            raise ValueError(f"--output: {folder.path} lies among the data of --davis_root; name another folder")
 
 
 def prepare(folders: Sequence[RunFolder], names: Sequence[str], mine: Sequence[str]) -> None:

@@ -485,6 +485,8 @@ def test_masks_never_replace_the_annotation_or_lie_among_the_frames(stills, trac
     before = {path: path.read_bytes() for path in stills.rglob("*.*") if path.is_file()}
     assert run(stills, stills / part / "480p", "--sequences", "s3") == 2
     assert f"--output: {stills / part / '480p'} holds the data of --davis_root" in capsys.readouterr().err
+    assert run(stills, stills / part / "480p", "--sequences", "s3", "--threshold", "0", "1") == 2
+    assert f"--output: {stills / part / '480p' / 'naive_0'} lies among the data of" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in stills.rglob("*.*") if path.is_file()} == before and tracked == []
 
 
