@@ -88,6 +88,7 @@ def test_names_may_be_paths_and_the_length_a_numpy_number(tmp_path):
     results = clip_results(name=tmp_path, frame_names=[tmp_path / f"{t}.png" for t in range(5)], num_frames=np.int64(5))
     loaded = VideoResults.load(results.save(tmp_path / "r.json", "json"))
     assert (loaded.name, loaded.num_frames, loaded.frame_name(4)) == (str(tmp_path), 5, "4.png")
+    assert VideoResults.load(clip_results(num_frames=np.int64(7)).save(tmp_path / "n.json", "json")).num_frames == 7
 
 
 def test_ids_that_are_names_are_saved_too(tmp_path):
