@@ -370,6 +370,9 @@ def _level_distance(first: np.ndarray, second: np.ndarray) -> float:
 def _surroundings(mask: np.ndarray, height: int, width: int) -> np.ndarray:
     """A mask grown by `SURROUNDINGS` all around, uint8 (height, width)."""
     region = cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
+    if not region.any():  # so small a mask that none of its pixels was picked
+        rows, columns = mask.nonzero()
+        region[rows * height // mask.shape[0], columns * width // mask.shape[1]] = 1
     reach = max(1, round(SURROUNDINGS * max(height, width)))
     return cv2.dilate(region, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8))
 

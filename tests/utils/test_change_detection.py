@@ -128,6 +128,16 @@ def test_mask_aware_sees_a_small_object_that_the_whole_picture_hides():
     assert mask_aware.action == "processed" and mask_aware.change == pytest.approx(16 / 64 * 11 / 3)
 
 
+def test_mask_aware_measures_around_a_mask_that_is_lost_at_the_size_of_the_gate():
+    logits = np.full((1, 64, 64), -1.0, np.float32)
+    logits[0, 63, 41] = 1.0  # of 16 pixels a side that the gate compares, nearest are every fourth
+    frame, moved = np.zeros((2, 16, 16, 3), np.uint8)
+    moved[12:, 10:] = 255
+    key = KeyFrame(0, GateFrame(frame), logits, np.ones(1), np.ones(1))
+    measured = Evidence(1, 1, GateFrame(moved), key, [], lambda: pytest.fail("not asked for"))
+    assert measured.object_changes.tolist() == pytest.approx([11 / 3 * 4 / 6])  # of 3 columns 2 changed
+
+
 def test_mask_aware_looks_everywhere_for_an_object_that_is_missing():
     gate = SkipGate(MaskAwarePolicy(0.5))
     gate.remember(key_frame(grey_frame(0), np.zeros((64, 64), bool)))
