@@ -214,8 +214,11 @@ def _write_mp4(task: _Task) -> None:
         fps = frame_rate(source) if task.fps is None else task.fps
         VideoWriter(task.path, fps)  # refuses a bad name or rate; there is no file before the first frame
         with replacing(task.path) as partial, VideoWriter(partial, fps) as writer:
+            length = 0
             for t in _frame_indices(source):
                 writer.write(_labelled_frame(task.results, numbers, t, source.read(t)), time_of(t))
+                length = t + 1
+            _check_length(task.results, source, length)
     finally:
         if not isinstance(task.video, FrameSource):
             source.close()
@@ -233,6 +236,15 @@ def _check_size(results: VideoResults, source: FrameSource) -> None:
         raise ValueError(
             f"video: {source.name} is {source.width}x{source.height}, the results of {results.name} are "
             f"{results.width}x{results.height}; give the video that was tracked"
+        )
+
+
+def _check_length(results: VideoResults, source: FrameSource, length: int) -> None:
+    """Raises ValueError where there are results of frames that the video does not have."""
+    if (last := max(results.stored)) >= length:
+        raise ValueError(
+            f"video: {source.name} has {length} frames, the results of {results.name} go to frame {last}, so there are "
+            f"{last + 1} at least; give the video that was tracked"
         )
 
 
@@ -270,12 +282,17 @@ def frame_rate(source: FrameSource) -> float:
 
 
 def _write_npz(task: _Task) -> None:
-    """frames (T,), obj_ids (N,), size (2,) H and W; boxes (T, N, 4), areas, object_scores, predicted_ious and statuses
-    (T, N), the latter "" where an object has no result; masks (T, N, H, ceil(W / 8)), one bit per pixel:
-    `np.unpackbits(masks, axis=-1, count=W)`."""
+    """frames (T,), obj_ids (N,), all as text where one is, size (2,) H and W; boxes (T, N, 4), areas, object_scores,
+    predicted_ious and statuses (T, N), the latter "" where an object has no result; masks (T, N, H, ceil(W / 8)), one
+    bit per pixel: `np.unpackbits(masks, axis=-1, count=W)`."""
     results = task.results
     ids = results.obj_ids
     frames = list(results)
+    plain_ids = [plain_id(obj_id) for obj_id in ids]
+    if len({str(each) for each in plain_ids}) < len(ids):
+        raise ValueError(
+            f'obj_ids must differ as text too for "npz", where numbers beside names become text, got {plain_ids}'
+        )
     shape = (len(frames), len(ids))
     boxes, areas = np.zeros((*shape, 4), np.int32), np.zeros(shape, np.int32)
     scores, ious = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
@@ -288,7 +305,7 @@ def _write_npz(task: _Task) -> None:
             scores[at], ious[at], statuses[at] = each.object_score, each.predicted_iou, each.status
     arrays = {
         "frames": np.array(frames, np.int32),
-        "obj_ids": np.array([plain_id(obj_id) for obj_id in ids]),
+        "obj_ids": np.array(plain_ids),
         "size": np.array([results.height, results.width], np.int32),
         "boxes": boxes,
         "areas": areas,

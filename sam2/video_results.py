@@ -178,8 +178,9 @@ class VideoResults(Mapping[int, FrameResult]):
             The path.
 
         Raises:
-            ValueError: an unknown format, no results yet, no video where one is needed, the video itself as path, or a
-                folder with masks of other frames or objects.
+            ValueError: an unknown format, no results yet, no video where one is needed, one of another size or with
+                fewer frames, the video itself as path, a folder with masks of other frames or objects, or ids that the
+                format cannot tell apart.
             ImportError: the format needs a package that is not installed, or H.264 where PyAV was built without.
         """
         from sam2.exports import export

@@ -240,6 +240,18 @@ def test_npz_holds_all_masks_as_packed_bits(tmp_path):
     assert not masks[0, 1].any()
 
 
+@pytest.mark.parametrize(("other", "names"), [("dog", ["1", "dog"]), ("1", None)])
+def test_npz_tells_objects_apart_or_is_refused(tmp_path, other, names):
+    results = VideoResults.collect([result_at(0, {1: (0, 0, 2, 2), other: (2, 2, 5, 4)})])
+    if names is None:
+        with pytest.raises(ValueError, match=r"obj_ids must differ as text too for \"npz\", .* got \[1, '1'\]"):
+            results.save(tmp_path / "r.npz", "npz")
+        assert files_of(tmp_path) == []
+        return
+    with np.load(results.save(tmp_path / "r.npz", "npz")) as arrays:
+        assert arrays["obj_ids"].tolist() == names
+
+
 # Mistakes
 
 
@@ -266,12 +278,13 @@ def test_mp4_without_frames_says_that_it_needs_them(tmp_path):
         ("x.webm", None, (96, 128), r"path must end in one of .*, got \S*/x\.webm$"),
         ("x.mp4", 0, (96, 128), "fps must be positive, got 0"),
         ("x.mp4", None, (128, 96), "frame list is 96x128, the results of clip are 128x96; give the video that was"),
+        ("x.mp4", None, (2, 96, 128), "frame list has 2 frames, the results of clip go to frame 2, so there are 3 at"),
     ],
 )
 def test_an_overlay_that_cannot_be_made_says_why(tmp_path, name, fps, size, message):
     pytest.importorskip("av")
     with pytest.raises(ValueError, match=message):
-        drawn_results().save(tmp_path / name, "mp4", video=drawn_clip(3, *size), fps=fps)
+        drawn_results().save(tmp_path / name, "mp4", video=drawn_clip(*[3, *size][-3:]), fps=fps)
     assert files_of(tmp_path) == []
 
 
