@@ -45,7 +45,7 @@ def check_model_options(parser: Parser, args: argparse.Namespace, *, needs_weigh
 
 def add_skip_options(add: Add, **threshold: Any) -> None:
     """How frames are skipped; what is not given is as the predictor has it. `threshold`: options of --threshold."""
-    add("--strategy", metavar="NAME", help="naive, mask_aware or memory_guided (default: naive)")
+    add("--strategy", metavar="NAME", help="naive (default), mask_aware or memory_guided; --threshold is in its unit")
     add("--threshold", type=float, metavar="T", **threshold)
     add("--warp", choices=("auto", "flow", "none"), help="carry masks along by optical flow, or copy them (none)")
     add("--lookahead", type=int, metavar="FRAMES", help="answer skipped frames from both sides (memory_guided)")

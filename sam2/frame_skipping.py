@@ -41,7 +41,7 @@ class SkipOptions:
     Attributes:
         threshold: skip below this change; 0 or None never skips, and every answer is SAM 2's. Its unit is the
             strategy's: for "naive" and "mask_aware" `mean_abs_diff`, for "memory_guided" the overlap of masks that may
-            be lost between two key frames.
+            be lost between two key frames. A change of strategy leaves the number as it is: give both.
         strategy: "naive", "mask_aware", "memory_guided", or your own object with a method `decide`.
         warp: "flow" carries the key frame's masks along, None copies them, "auto" carries for "memory_guided" only.
         lookahead: process the next key frame, at most so many frames ahead, before the frames that are skipped, and

@@ -74,7 +74,7 @@ class SAM2VideoPredictor(UpstreamHooks):
         skip_mad_threshold, skip_strategy, skip_warp, skip_lookahead, max_consecutive_skips: which frames to skip, and
             how (`SkipOptions`); also attributes, which can be set at any time and count from the next start of a loop.
             The default skips frames that hardly differ from the last processed one; a threshold of 0 or None skips
-            none.
+            none. Each strategy has its own unit of the threshold: set that again when you change the strategy.
         max_batch_objects: so many objects at most go through the network at once; None takes 1 on a CPU, where
             batches gain little and an object's masks are then the same bit for bit whatever the others are, and 16
             elsewhere, where they differ by rounding. Only objects that remember the same frames share a batch.
