@@ -24,7 +24,7 @@ from sam2.modeling.outputs import (
 )
 
 Points = Mapping[str, Tensor] | PointInputs | None
-Outputs = Mapping[str, Mapping[int, Any]]  # "cond_frame_outputs" and "non_cond_frame_outputs", by frame index
+Outputs = Mapping[str, Mapping[int, Any]] | None  # "cond_frame_outputs" and "non_cond_frame_outputs", by frame index
 Sizes = Sequence[tuple[int, int]]
 
 
@@ -62,7 +62,7 @@ class UpstreamSteps(nn.Module):
     #         is enough, the last of them.
     #     point_inputs: "point_coords" (B, P, 2) and "point_labels" (B, P). mask_inputs: (B, 1, S, S).
     #     output_dict: "cond_frame_outputs" and "non_cond_frame_outputs", earlier results by frame index: what
-    #         `track_step` returned, or dicts with its keys.
+    #         `track_step` returned, or dicts with its keys; empty or None will do where no memory is read.
 
     def track_step(
         self, frame_idx: int, is_init_cond_frame: bool, current_vision_feats: Sequence[Tensor],
@@ -158,7 +158,8 @@ class UpstreamSteps(nn.Module):
 
 
 def _bank(output_dict: Outputs) -> MemoryBank:
-    return MemoryBank(output_dict["cond_frame_outputs"], output_dict["non_cond_frame_outputs"])
+    stored = output_dict or {}
+    return MemoryBank(stored.get("cond_frame_outputs", {}), stored.get("non_cond_frame_outputs", {}))
 
 
 def _heads(output: SamOutput) -> SamHeads:

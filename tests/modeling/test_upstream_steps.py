@@ -79,6 +79,18 @@ def test_the_steps_together_are_a_tracked_frame(model, frame):
     assert output["maskmem_features"] is None and output["maskmem_pos_enc"] is None
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("nothing", [{}, None])
+def test_a_first_frame_needs_no_earlier_outputs(model, frame, nothing):
+    """As code that trains on pictures calls it."""
+    tokens, positions, sizes, _ = frame
+    expected = model.track_step(0, True, tokens, positions, sizes, CLICK, None, outputs(), 1)
+    found = model.track_step(0, True, tokens, positions, sizes, CLICK, None, nothing, 1, run_mem_encoder=False)
+    assert torch.equal(found["pred_masks"], expected["pred_masks"])
+    with pytest.raises(RuntimeError, match="frame 1 has no prompted frame to track from"):
+        model.track_step(1, False, tokens, positions, sizes, None, None, nothing, 2)
+
+
 def test_every_pixel_goes_to_one_object_under_upstreams_name(model):
     masks = torch.tensor([3.0, 5.0]).view(2, 1, 1, 1)
     assert model._apply_non_overlapping_constraints(masks).flatten().tolist() == [-10.0, 5.0]
