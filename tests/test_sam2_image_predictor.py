@@ -398,3 +398,21 @@ def test_features_and_prompts_read_as_upstreams_do_and_carry_gradients_to_the_de
     )[0]
     masks = predictor._transforms.postprocess_masks(low_res_masks, predictor._orig_hw[-1])
     assert masks.shape == (1, 3, HEIGHT, WIDTH) and masks.requires_grad
+
+
+@pytest.mark.parametrize("normalize_coords", [True, False])
+def test_prompts_that_are_learned_keep_their_gradient(predictor, normalize_coords):
+    given = {
+        "point_coords": torch.tensor([[[0.3, 0.2]]]),
+        "box": torch.tensor([[0.1, 0.1, 0.5, 0.5]]),
+        "mask_logits": torch.zeros(1, 1, 64, 64),
+    }
+    for tensor in given.values():
+        tensor.requires_grad_()
+    prompts = predictor._prep_prompts(point_labels=[[1]], normalize_coords=normalize_coords, **given)
+    encoder = predictor.model.sam_prompt_encoder
+    sparse, dense = encoder((prompts.point_coords, prompts.point_labels), None, prompts.mask_input)
+    (sparse.square().sum() + dense.square().sum() + prompts.boxes.sum()).backward()
+    assert all(tensor.grad is not None and tensor.grad.any() for tensor in given.values())
+    masks, _, _ = predictor.predict(given["point_coords"], [[1]], given["box"], given["mask_logits"])
+    assert masks.shape == (3, HEIGHT, WIDTH)

@@ -13,9 +13,9 @@ POINT_LABELS = (-1, 0, 1, 2, 3)  # padding, negative, positive, top-left and bot
 
 
 def as_float_tensor(name: str, value: Any) -> Tensor:
-    """An array, nested list or tensor of numbers as float32. Raises TypeError for anything else."""
+    """An array, nested list or tensor of numbers as float32; a tensor keeps its gradient. Raises TypeError for others."""
     if isinstance(value, Tensor):
-        return value.detach().to(torch.float32)
+        return value.to(torch.float32)
     try:
         # Converted by numpy, so that a float64 array never becomes a float64 tensor.
         return torch.from_numpy(np.array(value, dtype=np.float32))

@@ -172,6 +172,23 @@ def test_a_click_can_be_encoded_from_shares_of_the_image_and_its_labels_weights(
 
 
 @torch.no_grad()
+def test_a_point_of_an_unknown_label_is_its_place_alone():
+    encoder = PromptEncoder(8, (4, 4), (64, 64), mask_in_chans=16)
+    coords, labels = torch.rand(1, 4, 2) * 64, torch.tensor([[-9, -2, 4, 90]])
+    expected = encoder.pe_layer.forward_with_coords(coords + 0.5, (64, 64))
+    assert torch.equal(encoder._embed_points(coords, labels, pad=False), expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.float32])
+def test_labels_may_be_of_any_type(dtype):
+    encoder = PromptEncoder(8, (4, 4), (64, 64), mask_in_chans=16)
+    coords, labels = torch.rand(1, 2, 2) * 64, torch.tensor([[1, 0]])
+    expected = encoder._embed_points(coords, labels, pad=True)
+    assert torch.equal(encoder._embed_points(coords, labels.to(dtype), pad=True), expected)
+
+
+@torch.no_grad()
 def test_all_masks_of_the_decoder_can_be_reduced_to_the_stable_or_the_best_one():
     transformer = TwoWayTransformer(depth=1, embedding_dim=32, num_heads=2, mlp_dim=8)
     decoder = MaskDecoder(transformer_dim=32, transformer=transformer, dynamic_multimask_via_stability=True).eval()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam2.modeling.position_encoding import PositionEmbeddingRandom
@@ -66,19 +67,22 @@ class PromptEncoder(nn.Module):
         return self.no_mask_embed.weight.device
 
     def _embed_points(self, points: Tensor, labels: Tensor, pad: bool) -> Tensor:
-        """Points (B, P, 2), (x, y) of a pixel's corner, and labels (B, P) in -1..3 -> (B, P, C), or P + 1 with `pad`.
+        """Points (B, P, 2), (x, y) of a pixel's corner, and labels (B, P) -> (B, P, C), or P + 1 with `pad`.
 
         Args:
+            labels: -1 to 3; a point of any other is its place alone.
             pad: append a padding point.
         """
+        labels = labels.long()  # bytes and booleans hold no -1
         if pad:
             points = torch.cat([points, points.new_zeros(len(points), 1, 2)], dim=1)
             labels = torch.cat([labels, labels.new_full((len(labels), 1), PADDING)], dim=1)
         learned: list[Any] = [self.not_a_point_embed, *self.point_embeddings]
-        kinds = torch.cat([embedding.weight for embedding in learned])  # (5, C)
+        kinds = torch.cat([embedding.weight for embedding in learned])  # (5, C), of the labels -1 to 3
+        kinds = F.pad(kinds, (0, 0, 1, 1))  # nothing for those below and above
         places = self.pe_layer.forward_with_coords(points + 0.5, self.input_image_size)
         is_point = (labels != PADDING).unsqueeze(-1)
-        return places * is_point + kinds[labels.long() + 1]
+        return places * is_point + kinds[(labels + 2).clamp(0, 6)]
 
     def _embed_boxes(self, boxes: Tensor) -> Tensor:
         """Boxes (B, 4) XYXY in input pixels -> (B, 2, C), their two corners."""
