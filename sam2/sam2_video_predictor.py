@@ -513,6 +513,10 @@ class SAM2VideoPredictorVOS(SAM2VideoPredictor):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._compile_all_components()
+
+    def _compile_all_components(self) -> None:
+        """Compile all parts but the image encoder. Override it to compile them in another way."""
         compile_with_cloned_outputs(self.memory_encoder, dynamic=False)
         compile_with_cloned_outputs(self.memory_attention, dynamic=True)  # the number of memories varies
         compile_with_cloned_outputs(self.sam_prompt_encoder, dynamic=False)

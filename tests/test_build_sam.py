@@ -359,6 +359,14 @@ def test_hub_options_reach_the_hub_and_the_rest_the_builder(monkeypatch):
 # Compiled
 
 
+def test_what_is_compiled_can_be_chosen(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(SAM2VideoPredictorVOS, "_compile_all_components", lambda self: compiled.append(self))
+    overrides = [*SMALL, "++model.compile_image_encoder=false"]
+    predictor = build_sam2_video_predictor("nano", device="cpu", vos_optimized=True, hydra_overrides_extra=overrides)
+    assert compiled == [predictor]
+
+
 def test_the_optimised_predictor_compiles_its_parts_whole_and_keeps_names_and_answers(monkeypatch):
     compiled = []
     compile_for_real = torch.compile

@@ -32,29 +32,39 @@ class MemoryAttentionLayer(nn.Module):
         self.linear1 = nn.Linear(d_model, dim_feedforward)
         self.linear2 = nn.Linear(dim_feedforward, d_model)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(d_model) for _ in range(3))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout, self.dropout1, self.dropout2, self.dropout3 = (nn.Dropout(dropout) for _ in range(4))
         self.activation = get_activation_fn(activation)
         self.pos_enc_at_attn = pos_enc_at_attn
         self.pos_enc_at_cross_attn_queries = pos_enc_at_cross_attn_queries
         self.pos_enc_at_cross_attn_keys = pos_enc_at_cross_attn_keys
+
+    # The parts of `forward`, under upstream's names.
+
+    def _forward_sa(self, tgt: Tensor, query_pos: Tensor | None) -> Tensor:
+        """Self-attention."""
+        x = self.norm1(tgt)
+        placed = _add(x, query_pos, self.pos_enc_at_attn)
+        return tgt + self.dropout1(self.self_attn(placed, placed, x))
+
+    def _forward_ca(
+        self, tgt: Tensor, memory: Tensor, query_pos: Tensor | None, pos: Tensor | None, num_k_exclude_rope: int = 0
+    ) -> Tensor:
+        """Attention to memory."""
+        queries = _add(self.norm2(tgt), query_pos, self.pos_enc_at_cross_attn_queries)
+        keys = _add(memory, pos, self.pos_enc_at_cross_attn_keys)
+        # Plain attention has no such argument, and without pointers there is nothing to say.
+        pointers = {"num_k_exclude_rope": num_k_exclude_rope} if num_k_exclude_rope else {}
+        return tgt + self.dropout2(self.cross_attn_image(queries, keys, memory, **pointers))
 
     def forward(
         self, tgt: Tensor, memory: Tensor, pos: Tensor | None = None, query_pos: Tensor | None = None,
         num_k_exclude_rope: int = 0,
     ) -> Tensor:  # fmt: skip
         """tgt and query_pos (B, HW, C), memory and pos (B, N, mem_dim) -> (B, HW, C)."""
-        x = self.norm1(tgt)
-        placed = _add(x, query_pos, self.pos_enc_at_attn)
-        tgt = tgt + self.dropout(self.self_attn(placed, placed, x))
-
-        queries = _add(self.norm2(tgt), query_pos, self.pos_enc_at_cross_attn_queries)
-        keys = _add(memory, pos, self.pos_enc_at_cross_attn_keys)
-        # Plain attention has no such argument, and without pointers there is nothing to say.
-        pointers = {"num_k_exclude_rope": num_k_exclude_rope} if num_k_exclude_rope else {}
-        tgt = tgt + self.dropout(self.cross_attn_image(queries, keys, memory, **pointers))
-
+        tgt = self._forward_sa(tgt, query_pos)
+        tgt = self._forward_ca(tgt, memory, query_pos, pos, num_k_exclude_rope)
         hidden = self.dropout(self.activation(self.linear1(self.norm3(tgt))))
-        return tgt + self.dropout(self.linear2(hidden))
+        return tgt + self.dropout3(self.linear2(hidden))
 
 
 def _add(x: Tensor, position: Tensor | None, wanted: bool) -> Tensor:

@@ -163,7 +163,8 @@ class SAM2Base(UpstreamSteps):
         self.non_overlap_masks_for_mem_enc = non_overlap_masks_for_mem_enc
 
         self._build_embeddings(no_obj_embed_spatial)
-        self._build_sam_heads(image_size)
+        self.image_size, self.sam_image_embedding_size = image_size, image_size // backbone_stride
+        self._build_sam_heads()
         self.fit_image_size(image_size)
         if compile_image_encoder:
             compile_with_cloned_outputs(self.image_encoder, dynamic=False)
@@ -194,10 +195,10 @@ class SAM2Base(UpstreamSteps):
         self.memory_attention.fit_grid(grid)
         self.sam_prompt_encoder.fit_image_size((grid, grid), (side, side))
 
-    def _build_sam_heads(self, image_size: int) -> None:
+    def _build_sam_heads(self) -> None:
         """SAM's prompt encoder and mask decoder, and the layers that turn an output token into an object pointer."""
         dim = self.hidden_dim
-        grid = image_size // self.backbone_stride
+        image_size, grid = self.image_size, self.sam_image_embedding_size
         self.sam_prompt_embed_dim = dim
         self.sam_prompt_encoder = PromptEncoder(dim, (grid, grid), (image_size, image_size), mask_in_chans=16)
         self.sam_mask_decoder = MaskDecoder(

@@ -119,6 +119,13 @@ class LayerNorm2d(nn.Module):
         return self.weight[:, None, None] * (centred / deviation) + self.bias[:, None, None]
 
 
+def mask_to_box(masks: Tensor) -> Tensor:
+    """`sam2.utils.misc.mask_to_box`, which upstream has here too."""
+    from sam2.utils.misc import mask_to_box as boxes_of  # not before it is needed: it brings what reads videos
+
+    return boxes_of(masks)
+
+
 def sample_box_points(
     masks: Tensor, noise: float = 0.1, noise_bound: float = 20, top_left_label: int = 2, bottom_right_label: int = 3
 ) -> tuple[Tensor, Tensor]:
@@ -132,8 +139,6 @@ def sample_box_points(
     Returns:
         Corner coordinates (B, 2, 2) as (x, y) in pixels, inside the image, and their labels (B, 2) int32.
     """
-    from sam2.utils.misc import mask_to_box
-
     height, width = masks.shape[-2:]
     boxes = mask_to_box(masks).float()  # (B, 1, 4) XYXY
     if noise > 0.0:

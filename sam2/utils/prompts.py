@@ -13,7 +13,7 @@ POINT_LABELS = (-1, 0, 1, 2, 3)  # padding, negative, positive, top-left and bot
 
 
 def as_float_tensor(name: str, value: Any) -> Tensor:
-    """An array, nested list or tensor of numbers as float32; a tensor keeps its gradient. Raises TypeError for others."""
+    """An array, nested list or tensor of numbers, with its gradient, as float32. Raises TypeError for anything else."""
     if isinstance(value, Tensor):
         return value.to(torch.float32)
     try:

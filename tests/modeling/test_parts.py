@@ -7,16 +7,18 @@ import torch
 
 from sam2.modeling.backbones.hieradet import Hiera
 from sam2.modeling.backbones.utils import window_partition, window_unpartition
+from sam2.modeling.memory_attention import MemoryAttentionLayer
 from sam2.modeling.position_encoding import PositionEmbeddingSine, apply_rotary_enc, compute_axial_cis
 from sam2.modeling.sam.mask_decoder import MaskDecoder
 from sam2.modeling.sam.prompt_encoder import PromptEncoder
-from sam2.modeling.sam.transformer import TwoWayTransformer
+from sam2.modeling.sam.transformer import RoPEAttention, TwoWayTransformer
 from sam2.modeling.sam2_utils import (
     MLP,
     DropPath,
     LayerNorm2d,
     get_activation_fn,
     get_next_point,
+    mask_to_box,
     sample_box_points,
     sample_random_points_from_errors,
 )
@@ -111,6 +113,11 @@ def test_random_clicks_fall_on_errors_and_are_labelled_by_their_kind():
     assert not any(truth[0, 0, y, x] for x, y in points[0].long().tolist())
 
 
+def test_boxes_of_masks_are_here_too():
+    truth, _ = masks()
+    assert mask_to_box(truth).tolist() == [[[3, 4, 13, 14]]]
+
+
 def test_box_prompts_are_the_corners_of_the_mask_with_bounded_noise():
     truth, _ = masks()
     exact, labels = sample_box_points(truth, noise=0.0)
@@ -186,6 +193,28 @@ def test_labels_may_be_of_any_type(dtype):
     coords, labels = torch.rand(1, 2, 2) * 64, torch.tensor([[1, 0]])
     expected = encoder._embed_points(coords, labels, pad=True)
     assert torch.equal(encoder._embed_points(coords, labels.to(dtype), pad=True), expected)
+
+
+@torch.no_grad()
+def test_attention_can_be_put_together_from_its_parts():
+    attention = RoPEAttention(embedding_dim=32, num_heads=2, feat_sizes=(2, 3))
+    assert torch.equal(attention.freqs_cis, attention.compute_cis(end_x=2, end_y=3))
+    q, k, v = torch.randn(3, 1, 6, 32)
+    heads = [attention._separate_heads(x, 2) for x in (attention.q_proj(q), attention.k_proj(k), attention.v_proj(v))]
+    queries, keys = apply_rotary_enc(heads[0], heads[1], attention.freqs_cis)
+    read = torch.nn.functional.scaled_dot_product_attention(queries, keys, heads[2])
+    assert torch.equal(attention.out_proj(attention._recombine_heads(read)), attention(q, k, v))
+
+
+@torch.no_grad()
+def test_a_memory_attention_layer_is_its_parts_in_a_row():
+    attention = [RoPEAttention(embedding_dim=16, num_heads=1, rope_k_repeat=True) for _ in range(2)]
+    layer = MemoryAttentionLayer("relu", attention[0], 16, 32, 0.0, False, True, False, attention[1])
+    x, memory, position = torch.randn(1, 4, 16), torch.randn(1, 9, 16), torch.randn(1, 9, 16)
+    read = layer._forward_ca(layer._forward_sa(x, x), memory, query_pos=x, pos=position, num_k_exclude_rope=1)
+    hidden = layer.linear2(layer.dropout(layer.activation(layer.linear1(layer.norm3(read)))))
+    assert torch.equal(read + layer.dropout3(hidden), layer(x, memory, position, x, num_k_exclude_rope=1))
+    assert {layer.dropout1.p, layer.dropout2.p} == {0.0}
 
 
 @torch.no_grad()

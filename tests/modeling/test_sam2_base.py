@@ -6,7 +6,7 @@ import torch
 from sam2.build_sam import build_sam2
 from sam2.modeling.memory_bank import MemoryBank
 from sam2.modeling.outputs import FrameOutput, FrameRequest
-from sam2.modeling.sam2_base import keep_highest_object, resolve_dtype
+from sam2.modeling.sam2_base import SAM2Base, keep_highest_object, resolve_dtype
 
 
 def build(**options):
@@ -47,6 +47,17 @@ def test_any_input_size_divisible_by_32_works(image_size):
 def test_an_input_size_that_32_does_not_divide_is_refused():
     with pytest.raises(Exception, match="image_size must be divisible by 32, got 100"):
         build(image_size=100)
+
+
+def test_the_heads_may_be_built_by_a_subclass(monkeypatch):
+    plain = SAM2Base._build_sam_heads
+
+    def build_heads(self):
+        plain(self)
+        self.extra_head = torch.nn.Linear(self.sam_image_embedding_size, self.image_size)
+
+    monkeypatch.setattr(SAM2Base, "_build_sam_heads", build_heads)
+    assert build(image_size=96).extra_head.weight.shape == (96, 6)
 
 
 def test_a_network_fitted_to_another_size_is_the_one_built_for_it():

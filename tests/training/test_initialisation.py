@@ -19,7 +19,8 @@ def attention_by_place(network: SAM2Base, pixel: float) -> torch.Tensor:
     encoder = network.sam_prompt_encoder
     places = encoder.get_dense_pe().flatten(2).transpose(1, 2)  # (1, 16, C)
     point = encoder.pe_layer.forward_with_coords(torch.tensor([[[pixel, pixel]]]), (64, 64))
-    q, k = attention._heads(attention.q_proj(point)), attention._heads(attention.k_proj(places))
+    projected = (attention.q_proj(point), attention.k_proj(places))
+    q, k = (attention._separate_heads(x, attention.num_heads) for x in projected)
     return (q @ k.transpose(-1, -2))[0, -1, 0].view(4, 4)
 
 

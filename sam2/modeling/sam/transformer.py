@@ -100,18 +100,24 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(self.kv_in_dim, self.internal_dim)
         self.out_proj = nn.Linear(self.internal_dim, embedding_dim)
 
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, h, N, D)
+    # Under upstream's names, for a `forward` that others put in the place of ours.
+
+    def _separate_heads(self, x: Tensor, num_heads: int) -> Tensor:
+        return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)  # (B, h, N, D)
+
+    def _recombine_heads(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2).flatten(2)  # (B, N, C)
 
     def _read(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attend with q, k, v (B, h, N, D) and project the result to (B, Nq, embedding_dim)."""
         dropout = self.dropout_p if self.training else 0.0
-        read = attend(q, k, v, dropout)
-        return self.out_proj(read.transpose(1, 2).flatten(2))
+        return self.out_proj(self._recombine_heads(attend(q, k, v, dropout)))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q (B, Nq, embedding_dim), k and v (B, Nk, kv_in_dim) -> (B, Nq, embedding_dim)."""
-        return self._read(self._heads(self.q_proj(q)), self._heads(self.k_proj(k)), self._heads(self.v_proj(v)))
+        projected = (self.q_proj(q), self.k_proj(k), self.v_proj(v))
+        queries, keys, values = (self._separate_heads(x, self.num_heads) for x in projected)
+        return self._read(queries, keys, values)
 
 
 class RoPEAttention(Attention):
@@ -132,16 +138,17 @@ class RoPEAttention(Attention):
         super().__init__(*args, **kwargs)
         self.rope_theta = rope_theta
         self.rope_k_repeat = rope_k_repeat
-        self.register_buffer("freqs_cis", self._table(*feat_sizes), persistent=False)
+        self.register_buffer("freqs_cis", self.compute_cis(*feat_sizes), persistent=False)
 
-    def _table(self, columns: int, rows: int) -> Tensor:
+    def compute_cis(self, end_x: int, end_y: int) -> Tensor:
+        """The table for a grid of `end_x` columns and `end_y` rows."""
         with torch.inference_mode(False):  # the table outlives the call, and may be needed for training later
-            return compute_axial_cis(self.internal_dim // self.num_heads, columns, rows, self.rope_theta)
+            return compute_axial_cis(self.internal_dim // self.num_heads, end_x, end_y, self.rope_theta)
 
     def fit_grid(self, side: int) -> None:
         """Make the table for a square query grid; done early, a compiled forward pass finds it in place."""
         if self.freqs_cis.shape[0] != side * side:
-            self.freqs_cis = self._table(side, side).to(self.freqs_cis.device)
+            self.freqs_cis = self.compute_cis(side, side).to(self.freqs_cis.device)
 
     def _table_for(self, num_tokens: int) -> Tensor:
         if self.freqs_cis.shape[0] != num_tokens:
@@ -155,9 +162,10 @@ class RoPEAttention(Attention):
         """Like `Attention.forward`; the last `num_k_exclude_rope` keys (object pointers) have no place to encode."""
         if q.shape[1] != k.shape[1] and not self.rope_k_repeat:
             raise ValueError(f"{k.shape[1]} keys for {q.shape[1]} queries need rope_k_repeat=True")
-        queries, keys = self._heads(self.q_proj(q)), self._heads(self.k_proj(k))
+        projected = (self.q_proj(q), self.k_proj(k), self.v_proj(v))
+        queries, keys, values = (self._separate_heads(x, self.num_heads) for x in projected)
         placed = keys.shape[-2] - num_k_exclude_rope
         table = self._table_for(queries.shape[-2])
         queries, turned = apply_rotary_enc(queries, keys[..., :placed, :], table, repeat_freqs_k=self.rope_k_repeat)
         keys = turned if num_k_exclude_rope == 0 else torch.cat([turned, keys[..., placed:, :]], dim=-2)
-        return self._read(queries, keys, self._heads(self.v_proj(v)))
+        return self._read(queries, keys, values)
