@@ -16,11 +16,27 @@ from torchvision.ops import nms
 
 from sam2.modeling.sam2_base import SAM2Base
 from sam2.sam2_image_predictor import LOGIT_LIMIT, SAM2ImagePredictor, refuse_unknown, split_options
-from sam2.utils import amg
-from sam2.utils.amg import MaskData
+from sam2.utils.amg import (
+    MaskData,
+    area_from_rle,
+    batch_iterator,
+    batched_mask_to_box,
+    box_xyxy_to_xywh,
+    build_all_layer_point_grids,
+    calculate_stability_score,
+    coco_encode_rle,
+    generate_crop_boxes,
+    is_box_near_crop_edge,
+    mask_to_rle_pytorch,
+    remove_small_regions,
+    rle_to_mask,
+    uncrop_boxes_xyxy,
+    uncrop_masks,
+    uncrop_points,
+)
 from sam2.utils.transforms import RGBImage, as_rgb_array
 
-_SEGMENTATIONS = {"binary_mask": amg.rle_to_mask, "uncompressed_rle": lambda rle: rle, "coco_rle": amg.coco_encode_rle}
+_SEGMENTATIONS = {"binary_mask": rle_to_mask, "uncompressed_rle": lambda rle: rle, "coco_rle": coco_encode_rle}
 
 
 class MaskRecord(TypedDict):
@@ -77,7 +93,7 @@ class SAM2AutomaticMaskGenerator:
         if (points_per_side is None) == (point_grids is None):
             raise ValueError("give exactly one of points_per_side and point_grids, the other must be None")
         if points_per_side is not None:
-            grids = amg.build_all_layer_point_grids(points_per_side, crop_n_layers, crop_n_points_downscale_factor)
+            grids = build_all_layer_point_grids(points_per_side, crop_n_layers, crop_n_points_downscale_factor)
         else:
             grids = _read_point_grids(point_grids or (), crop_n_layers)
         self.point_grids = grids
@@ -126,18 +142,18 @@ class SAM2AutomaticMaskGenerator:
         return [
             MaskRecord(
                 segmentation=encode(rle),
-                area=amg.area_from_rle(rle),
-                bbox=amg.box_xyxy_to_xywh(data["boxes"][i]).tolist(),
+                area=area_from_rle(rle),
+                bbox=box_xyxy_to_xywh(data["boxes"][i]).tolist(),
                 predicted_iou=data["iou_preds"][i].item(),
                 point_coords=[data["points"][i].tolist()],
                 stability_score=data["stability_score"][i].item(),
-                crop_box=amg.box_xyxy_to_xywh(data["crop_boxes"][i]).tolist(),
+                crop_box=box_xyxy_to_xywh(data["crop_boxes"][i]).tolist(),
             )
             for i, rle in enumerate(data["rles"])
         ]
 
     def _generate_masks(self, image: np.ndarray) -> MaskData:
-        crop_boxes, layers = amg.generate_crop_boxes(image.shape[:2], self.crop_n_layers, self.crop_overlap_ratio)
+        crop_boxes, layers = generate_crop_boxes(image.shape[:2], self.crop_n_layers, self.crop_overlap_ratio)
         data = MaskData()
         for (x_min, y_min, x_max, y_max), layer in zip(crop_boxes, layers, strict=True):
             if x_min < x_max and y_min < y_max:  # an image of a few pixels has empty crops
@@ -161,13 +177,13 @@ class SAM2AutomaticMaskGenerator:
         data = MaskData()
         self.predictor.set_image(crop)
         try:
-            for (points,) in amg.batch_iterator(self.points_per_batch, grid):
+            for (points,) in batch_iterator(self.points_per_batch, grid):
                 data.cat(self._process_batch(points, crop.shape[:2], crop_box, orig_size, normalize=True))
         finally:
             self.predictor.reset_predictor()
         data.filter(_best_boxes(data["boxes"], data["iou_preds"], self.box_nms_thresh))
-        data["boxes"] = amg.uncrop_boxes_xyxy(data["boxes"], crop_box)
-        data["points"] = amg.uncrop_points(data["points"], crop_box)
+        data["boxes"] = uncrop_boxes_xyxy(data["boxes"], crop_box)
+        data["points"] = uncrop_points(data["points"], crop_box)
         data["crop_boxes"] = torch.tensor(crop_box).expand(len(data["rles"]), 4)
         return data
 
@@ -200,14 +216,14 @@ class SAM2AutomaticMaskGenerator:
         masks = predictor._transforms.postprocess_masks(data["low_res"], crop_hw)[:, 0]  # (N, H, W) logits
         del data["low_res"]
 
-        stability = amg.calculate_stability_score(masks, self.mask_threshold, self.stability_score_offset)
+        stability = calculate_stability_score(masks, self.mask_threshold, self.stability_score_offset)
         data["stability_score"] = stability
         data["masks"] = masks > self.mask_threshold
         if self.stability_score_thresh > 0:
             data.filter(stability >= self.stability_score_thresh)
-        data["boxes"] = amg.batched_mask_to_box(data["masks"])
-        data.filter(~amg.is_box_near_crop_edge(data["boxes"], crop_box, [0, 0, width, height]))
-        data["rles"] = amg.mask_to_rle_pytorch(amg.uncrop_masks(data["masks"], crop_box, height, width))
+        data["boxes"] = batched_mask_to_box(data["masks"])
+        data.filter(~is_box_near_crop_edge(data["boxes"], crop_box, [0, 0, width, height]))
+        data["rles"] = mask_to_rle_pytorch(uncrop_masks(data["masks"], crop_box, height, width))
         del data["masks"]
         return data
 
@@ -217,7 +233,7 @@ class SAM2AutomaticMaskGenerator:
         """As `refine_with_m2m`, but the refined logits stay low-res, (N, 1, h, w)."""
         answers = [
             self.predictor.decode(some[:, None], labels[:, None], None, masks[:, None], multimask_output=False)
-            for some, labels, masks in amg.batch_iterator(points_per_batch, points, point_labels, low_res_masks)
+            for some, labels, masks in batch_iterator(points_per_batch, points, point_labels, low_res_masks)
         ]
         logits, ious = zip(*answers, strict=True)
         return torch.cat(logits), torch.cat(ious)
@@ -256,15 +272,15 @@ class SAM2AutomaticMaskGenerator:
             return mask_data
         cleaned, unchanged = [], []
         for rle in mask_data["rles"]:
-            mask, filled = amg.remove_small_regions(amg.rle_to_mask(rle), min_area, mode="holes")
-            mask, removed = amg.remove_small_regions(mask, min_area, mode="islands")
+            mask, filled = remove_small_regions(rle_to_mask(rle), min_area, mode="holes")
+            mask, removed = remove_small_regions(mask, min_area, mode="islands")
             cleaned.append(torch.from_numpy(np.ascontiguousarray(mask)))
             unchanged.append(not (filled or removed))
         masks = torch.stack(cleaned)
-        boxes = amg.batched_mask_to_box(masks)
+        boxes = batched_mask_to_box(masks)
         for i, same in enumerate(unchanged):
             if not same:
-                mask_data["rles"][i] = amg.mask_to_rle_pytorch(masks[i : i + 1])[0]
+                mask_data["rles"][i] = mask_to_rle_pytorch(masks[i : i + 1])[0]
                 mask_data["boxes"][i] = boxes[i]
         mask_data.filter(_best_boxes(boxes, torch.tensor(unchanged, dtype=torch.float32), nms_thresh))
         return mask_data

@@ -154,8 +154,7 @@ def _build(
     model = instantiate(config.model, _recursive_=True)
     if compute_dtype is not None:
         model.compute_dtype = compute_dtype
-    if ckpt_path is not None:
-        load_weights(model, ckpt_path)
+    _load_checkpoint(model, ckpt_path)
     model = model.to(pick_device() if device is None else device)
     return model.eval() if mode == "eval" else model
 
@@ -317,6 +316,12 @@ def _local_copy(ckpt_path: str) -> str:
         ) from error
 
 
+def _load_checkpoint(model: nn.Module, ckpt_path: str | Path | None) -> None:
+    """`load_weights`, nothing for None. The builders call it by upstream's name, under which others replace it."""
+    if ckpt_path is not None:
+        load_weights(model, ckpt_path)
+
+
 def load_weights(model: nn.Module, ckpt_path: str | Path) -> None:
     """Load a checkpoint strictly. Raises RuntimeError listing what is missing, unexpected or of another shape."""
     put_weights(model, read_state_dict(ckpt_path), ckpt_path)
@@ -381,6 +386,11 @@ def find_pretrained(model_id: str, kwargs: Mapping[str, Any]) -> Pretrained:
         )
     config_file, filename = HF_MODEL_ID_TO_FILENAMES[model_id]
     return Pretrained(config_file, _download(model_id, filename, hub_options), rest)
+
+
+def _hf_download(model_id: str) -> tuple[str, str]:
+    """Config and downloaded checkpoint of a Hugging Face id: `find_pretrained` under upstream's name."""
+    return find_pretrained(model_id, {})[:2]
 
 
 def _find_local(path: Path) -> tuple[str, str]:

@@ -259,6 +259,15 @@ def test_a_subclass_written_for_upstream_finds_the_same_masks(model):
     assert sorted(record["area"] for record in found) == sorted(record["area"] for record in everything)
 
 
+def test_its_helpers_are_here_as_well_and_can_be_replaced(model, monkeypatch):
+    from sam2 import automatic_mask_generator as module
+
+    assert module.MaskData is MaskData and module.generate_crop_boxes is generate_crop_boxes
+    monkeypatch.setattr(module, "calculate_stability_score", lambda masks, threshold, offset: torch.ones(len(masks)))
+    vague = box_logits(slice(8, 40), slice(40, 60), inside=0.5)  # not stable by itself
+    assert [r["stability_score"] for r in generator_of(model, LEFT, vague).generate(picture())] == [1.0, 1.0]
+
+
 def test_refinement_prompts_each_point_again_with_its_own_clamped_mask(model):
     generator = SAM2AutomaticMaskGenerator(model, points_per_side=2, points_per_batch=3, use_m2m=True)
     drawn = Drawn(generator, LEFT * 100, RIGHT)

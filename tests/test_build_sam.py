@@ -272,6 +272,17 @@ def test_weights_that_do_not_fit_are_listed(tmp_path, model):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_how_weights_are_loaded_can_be_replaced(monkeypatch, model):
+    loaded = []
+    monkeypatch.setattr(build_sam, "_load_checkpoint", lambda model, ckpt_path: loaded.append(ckpt_path))
+    build_sam2("nano", "any.pt", device="cpu", hydra_overrides_extra=SMALL)
+    assert loaded == ["any.pt"]
+    monkeypatch.undo()
+    build_sam._load_checkpoint(model, None)
+    with pytest.raises(FileNotFoundError, match="any.pt' is not there"):
+        build_sam._load_checkpoint(model, "any.pt")
+
+
 def test_a_checkpoint_of_another_size_is_refused():
     with pytest.raises(RuntimeError, match="does not fit the config: .* of another shape"):
         build_sam2("tiny", NANO, device="cpu")
@@ -352,6 +363,7 @@ def test_hub_options_reach_the_hub_and_the_rest_the_builder(monkeypatch):
         "local_files_only": True,
     }  # fmt: skip
     assert predictor.compute_dtype == torch.bfloat16
+    assert build_sam._hf_download("someone/nano") == ("nano", str(NANO))
     with pytest.raises(TypeError, match="unknown keyword typo"):
         SAM2VideoPredictor.from_pretrained("someone/nano", typo=1)
 

@@ -10,10 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from sam2.utils.connected_components import label_components
-from sam2.utils.frame_loader import FrameLoader
+from sam2.utils.frame_loader import FrameLoader, resize_frame
+from sam2.utils.pictures import rgb_pixels
 from sam2.utils.transforms import IMAGE_MEAN, IMAGE_STD
 from sam2.utils.video_io import StrPath, Video
 
@@ -87,6 +89,18 @@ class AsyncVideoFrameLoader(FrameLoader):
     def video_width(self) -> int:
         """Native columns."""
         return self.width
+
+
+def _load_img_as_tensor(img_path: StrPath, image_size: int) -> tuple[Tensor, int, int]:
+    """A picture file as a frame before it is normalised, (3, S, S) float32 from 0 to 1, and its own height and width.
+
+    Raises:
+        ValueError: a picture of more than 8 bits.
+    """
+    with Image.open(img_path) as picture:
+        frame = rgb_pixels(picture, str(img_path))
+    pixels = torch.from_numpy(resize_frame(frame, image_size))
+    return pixels.permute(2, 0, 1).float() / 255, frame.shape[0], frame.shape[1]
 
 
 def load_video_frames(

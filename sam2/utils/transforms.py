@@ -65,10 +65,17 @@ class SAM2Transforms(nn.Module):
     def __init__(
         self, resolution: int, mask_threshold: float, max_hole_area: float = 0.0, max_sprinkle_area: float = 0.0
     ) -> None:
+        from torchvision.transforms import Normalize, Resize, ToTensor  # slow to import, and videos do without
+
         super().__init__()
         self.resolution = resolution
         self.mask_threshold = mask_threshold
         self.max_hole_area, self.max_sprinkle_area = max_hole_area, max_sprinkle_area
+        self.mean, self.std = list(IMAGE_MEAN), list(IMAGE_STD)
+        # The two steps of `forward`, for images that are tensors already, or that need a gradient. The filter's
+        # rounding differs between ranges of pixels, so that they are brought to 0 to 1 before they are resized.
+        self.to_tensor = ToTensor()
+        self.transforms: nn.Module = nn.Sequential(Resize((resolution, resolution)), Normalize(self.mean, self.std))
 
     def forward(self, x: RGBImage) -> Tensor:
         """An RGB image, (H, W, 3) uint8, floats from 0 to 1, or PIL, as the network's input.
@@ -79,13 +86,7 @@ class SAM2Transforms(nn.Module):
         Raises:
             TypeError, ValueError: as `as_rgb_array`.
         """
-        pixels = torch.from_numpy(np.array(as_rgb_array(x))).permute(2, 0, 1).contiguous()  # (3, H, W)
-        size = (self.resolution, self.resolution)
-        # In the range 0 to 1 before it is resized: the filter's rounding differs between the ranges.
-        shares = pixels if pixels.is_floating_point() else pixels.float() / 255
-        resized = F.interpolate(shares[None], size, mode="bilinear", antialias=True)[0]
-        mean, std = (torch.tensor(value)[:, None, None] for value in (IMAGE_MEAN, IMAGE_STD))
-        return (resized - mean) / std
+        return self.transforms(self.to_tensor(np.array(as_rgb_array(x))))
 
     def forward_batch(self, img_list: Sequence[RGBImage]) -> Tensor:
         """Images of any sizes, prepared and stacked: (B, 3, S, S)."""

@@ -67,6 +67,14 @@ def test_fill_holes_refuses_an_area_below_one() -> None:
         misc.fill_holes_in_mask_scores(torch.zeros(1, 1, 2, 2), 0)
 
 
+def test_a_picture_is_loaded_as_a_frame_that_is_not_normalised(folder: Path) -> None:
+    path = folder / "00001.jpg"
+    pixels, height, width = misc._load_img_as_tensor(str(path), 32)
+    frames = FrameLoader(folder, 32, mean=(0, 0, 0), std=(1, 1, 1))
+    assert torch.equal(pixels, frames[1]) and pixels.dtype == torch.float32
+    assert (height, width) == (frames.height, frames.width) and height != width
+
+
 def test_concat_points_appends_to_what_is_there() -> None:
     first = misc.concat_points(None, torch.tensor([[[1.0, 2.0]]]), torch.tensor([[1]]))
     both = misc.concat_points(first, torch.tensor([[[3.0, 4.0]]]), torch.tensor([[0]]))

@@ -24,6 +24,20 @@ def test_an_image_is_resized_and_normalised_as_by_torchvision(height, width):
     assert torch.equal(SAM2Transforms(64, 0.0)(image), expected)
 
 
+def test_the_steps_can_be_taken_one_by_one_and_replaced():
+    image, transforms = noise(40, 56), SAM2Transforms(32, 0.0)
+    pixels = torch.from_numpy(image).permute(2, 0, 1) / 255
+    assert torch.equal(transforms.to_tensor(image), pixels)
+    batch = torch.stack([pixels, pixels / 2]).requires_grad_()
+    prepared = transforms.transforms(batch)
+    assert torch.equal(prepared[0], transforms(image)) and prepared.shape == (2, 3, 32, 32)
+    prepared.sum().backward()
+    assert batch.grad is not None
+    assert (transforms.mean, transforms.std) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    transforms.transforms = torch.nn.Identity()
+    assert torch.equal(transforms.forward_batch([image])[0], pixels)
+
+
 def test_a_white_image_becomes_its_distance_from_the_mean_in_deviations():
     prepared = SAM2Transforms(32, 0.0)(np.full((5, 7, 3), 255, np.uint8))
     assert prepared.shape == (3, 32, 32) and prepared.dtype == torch.float32
