@@ -1,4 +1,5 @@
-"""Build models from configs and checkpoints. Nothing here touches Hydra's global state, so it works inside any app."""
+"""Build models from configs and checkpoints. Where an app has set up Hydra, its own configs come first; Hydra's global
+state is read and never changed."""
 
 from __future__ import annotations
 
@@ -8,8 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from hydra import compose
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.plugins.config_source import ConfigSource
 from hydra.utils import instantiate
 from iopath.common.file_io import HTTPURLHandler, PathManager
 from omegaconf import DictConfig, OmegaConf
@@ -73,7 +78,8 @@ def build_sam2(
 
     Args:
         config_file: a name ("tiny", "sam2.1_hiera_l", "configs/sam2.1/sam2.1_hiera_l.yaml"), a YAML file, a dict or an
-            OmegaConf. None, with no checkpoint either, gives the small embedded model and its weights.
+            OmegaConf. A name is first looked for where the caller's own Hydra looks, if they initialised it. None,
+            with no checkpoint either, gives the small embedded model and its weights.
         ckpt_path: a `.pt` or `.safetensors` file, or its http(s) address; None leaves the weights random.
         device: where the model goes; None takes CUDA, else MPS, else the CPU.
         mode: "eval" switches dropout off; anything else leaves the model in training mode.
@@ -141,15 +147,15 @@ def _build(
         hint = "; the checkpoint's name is ckpt_path" if "checkpoint" in unknown else ""
         raise TypeError(f"unknown keyword {names}: options of the model go into hydra_overrides_extra{hint}")
     if config_file is None:
-        config_file = EMBEDDED.config_file
+        config_file = find_config(EMBEDDED.config_file)
         ckpt_path = packaged_file("checkpoints", EMBEDDED.checkpoint) if ckpt_path is None else ckpt_path
     if isinstance(extra, str):
         raise TypeError(f"hydra_overrides_extra must be a list of strings, got the string {extra!r}")
     if image_size is not None:
         defaults = [*defaults, f"++model.image_size={check_image_size(image_size)}"]
-    config = apply_overrides(load_config(config_file), [*defaults, *extra])
-    if "model" not in config:
-        raise ValueError(f"config_file has no `model` section; its sections are {list(config)}")
+    config = _compose(config_file, [*defaults, *extra])
+    if "image_encoder" not in (config.get("model") or {}):  # the overrides made a section of that name in any case
+        raise ValueError(f"config_file describes no model: `model.image_encoder` is missing; it holds {list(config)}")
     compute_dtype = resolve_dtype(dtype)
     model = instantiate(config.model, _recursive_=True)
     if compute_dtype is not None:
@@ -176,6 +182,27 @@ def pick_device() -> torch.device:
 # Configs
 
 
+def _compose(config_file: Config, overrides: Sequence[str]) -> DictConfig:
+    """A config with overrides: as the caller's own Hydra makes it, where that knows the name, else by `load_config`."""
+    name = str(config_file)
+    is_name = isinstance(config_file, (str, Path)) and not Path(config_file).is_absolute()
+    if not is_name or not any(source.is_config(name) for source in _own_sources()):
+        return apply_overrides(load_config(config_file), overrides)
+    try:
+        config = compose(name, overrides=list(overrides))
+    except HydraException as error:
+        reason = str(error) or error.__cause__
+        raise ValueError(f"config_file {name!r} of your Hydra search path, with {list(overrides)}: {reason}") from error
+    OmegaConf.resolve(config)
+    return config
+
+
+def _own_sources() -> list[ConfigSource]:
+    """Where the caller's own Hydra looks for configs; nowhere without one."""
+    hydra = GlobalHydra.instance()
+    return [each for each in hydra.config_loader().get_sources() if each.available()] if hydra.is_initialized() else []
+
+
 def packaged_file(*parts: str) -> Path:
     """A file that comes with the package: inside it once installed, beside it in a source tree."""
     package = Path(__file__).parent
@@ -195,7 +222,11 @@ def _aliases() -> dict[str, Release]:
 
 
 def find_config(name: str | Path) -> Path:
-    """The YAML file of a config's name, packaged path or own path. Raises FileNotFoundError listing the names."""
+    """The YAML file of a config's name, packaged path or own path, whatever the caller's Hydra has.
+
+    Raises:
+        FileNotFoundError: no such file; it lists the names.
+    """
     text = str(name)
     aliases = _aliases()
     if not Path(text).is_file() and text.removesuffix(".yaml") in aliases:
@@ -208,7 +239,9 @@ def find_config(name: str | Path) -> Path:
     if Path(with_suffix).is_file():
         return Path(with_suffix)
     names = ", ".join(sorted(aliases))
-    raise FileNotFoundError(f"config_file {str(name)!r} is neither a file nor one of {names}")
+    own = [source.full_path() for source in _own_sources() if source.provider not in ("hydra", "schema")]
+    elsewhere = f", nor in your Hydra search path {', '.join(own)}" if own else ""
+    raise FileNotFoundError(f"config_file {str(name)!r} is neither a file nor one of {names}{elsewhere}")
 
 
 def load_config(config_file: Config) -> DictConfig:

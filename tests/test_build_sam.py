@@ -85,6 +85,11 @@ def test_a_config_that_composes_others_is_refused():
         build_sam2({"defaults": ["a"], "model": {}})
 
 
+def test_a_config_without_a_model_is_refused():
+    with pytest.raises(ValueError, match=r"`model.image_encoder` is missing; it holds \['speed', 'model'\]"):
+        build_sam2_video_predictor({"speed": 1})
+
+
 def test_without_arguments_the_embedded_model_and_its_weights_are_built():
     predictor = build_sam2_video_predictor()
     weights = torch.load(NANO, map_location="cpu", weights_only=True)["model"]
@@ -215,6 +220,65 @@ def test_building_works_inside_before_and_after_a_users_own_hydra(tmp_path):
     code = "import runpy, sys; sys.argv = ['app.py']; runpy.run_path('app.py', run_name='__main__')"
     output = run_python(code, tmp_path)
     assert "inside 64" in output and "after 352 64" in output
+
+
+@pytest.fixture
+def own_hydra(tmp_path):
+    """A folder of the user's, which their Hydra looks in: configs of their own, and one of upstream's name."""
+    from hydra import initialize_config_dir
+
+    small: Any = load_config("nano")
+    small.model.image_size = 64
+    for name in ("mine.yaml", "configs/sam2.1/sam2.1_hiera_t.yaml"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("# @package _global_\n" + OmegaConf.to_yaml(small))
+    (tmp_path / "size").mkdir()
+    (tmp_path / "size/wide.yaml").write_text("# @package model\nimage_size: 128\n")
+    (tmp_path / "composed.yaml").write_text("defaults:\n  - mine\n  - size: wide\n")
+    (tmp_path / "app.yaml").write_text("speed: 1\n")
+    (tmp_path / "torn.yaml").write_text("defaults:\n  - nothing\n")
+    with initialize_config_dir(str(tmp_path), version_base="1.2"):
+        yield tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "size"),
+    [
+        ("mine", (), 64),
+        ("mine.yaml", ("++model.image_size=96",), 96),
+        ("configs/sam2.1/sam2.1_hiera_t.yaml", (), 64),
+        ("configs/sam2.1/sam2.1_hiera_t", (), 64),
+        ("composed", (), 128),
+        ("mine", ("+size=wide",), 128),
+        ("nano", (), 352),
+        ("configs/sam2.1/sam2.1_hiera_nano.yaml", ("++model.image_size=96",), 96),
+    ],
+)
+def test_configs_of_the_users_own_hydra_come_before_the_packaged_ones(own_hydra, name, overrides, size):
+    predictor = build_sam2_video_predictor(name, device="cpu", hydra_overrides_extra=overrides)
+    assert (predictor.image_size, predictor.hidden_dim, predictor.fill_hole_area) == (size, 128, 8)
+
+
+def test_without_a_name_the_users_own_hydra_is_not_asked(own_hydra):
+    assert build_sam2(load_config(own_hydra / "mine.yaml"), device="cpu").image_size == 64
+    (own_hydra / "configs/sam2.1/sam2.1_hiera_nano.yaml").write_text("model: {}")
+    assert build_sam2(device="cpu").image_size == 352
+    assert build_sam2(packaged_file("configs/sam2.1/sam2.1_hiera_nano.yaml"), device="cpu").image_size == 352
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "error", "message"),
+    [
+        ("huge", (), FileNotFoundError, "config_file 'huge' is neither .*, nor in your Hydra search path file://"),
+        ("torn", (), ValueError, "config_file 'torn' of your Hydra search path.*Could not load 'nothing'"),
+        ("mine", ("model.typo=1",), ValueError, "'mine' of your Hydra .* Could not override 'model.typo'"),
+        ("mine", ("+size=long",), ValueError, "Could not find 'size/long'"),
+        ("app", (), ValueError, "describes no model: `model.image_encoder` is missing; it holds .*speed"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_in_the_users_own_hydra_is_named(own_hydra, name, overrides, error, message):
+    with pytest.raises(error, match=f"(?s){message}"):
+        build_sam2(name, device="cpu", hydra_overrides_extra=overrides)
 
 
 def test_two_threads_can_build_at_once():
