@@ -14,7 +14,8 @@ from torch import Tensor
 from sam2.frame_skipping import SkipOptions, Warp
 from sam2.modeling.compilation import compile_with_cloned_outputs
 from sam2.modeling.outputs import PointInputs
-from sam2.modeling.sam2_base import NO_OBJ_SCORE, keep_highest_object
+from sam2.modeling.sam2_base import NO_OBJ_SCORE as NO_OBJ_SCORE  # for who imports it from here
+from sam2.modeling.sam2_base import keep_highest_object
 from sam2.results import FrameResult, frame_result
 from sam2.upstream_hooks import UpstreamHooks
 from sam2.utils.change_detection import SkipPolicy
@@ -313,15 +314,8 @@ class SAM2VideoPredictor(UpstreamHooks):
 
     def _show(self, state: VideoState, frame_idx: int, prompted: bool) -> Answer:
         """The newest masks of all objects on a frame, NO_OBJ_SCORE where an object has none."""
-        size = (state.video_height, state.video_width)
-        shown = []
-        for track in state.objects.values():
-            masks = track.latest_masks(frame_idx, prompted)
-            if masks is None:
-                shown.append(torch.full((1, 1, *size), NO_OBJ_SCORE, device=state.device))
-            else:
-                shown.append(resize_masks(masks.to(state.device), size))
-        return frame_idx, state.obj_ids, self._separate(torch.cat(shown))
+        masks = self._consolidate_temp_output_across_obj(state, frame_idx, prompted, consolidate_at_video_res=True)
+        return frame_idx, state.obj_ids, self._separate(masks["pred_masks_video_res"])
 
     @torch.inference_mode()
     def clear_all_prompts_in_frame(

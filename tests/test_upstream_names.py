@@ -9,6 +9,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 import sam2.modeling.sam2_base
 import sam2.sam2_video_predictor
@@ -311,6 +312,53 @@ def test_encoded_frames_can_be_asked_for(predictor, clip):
     assert image.shape == (2, 3, 128, 128) and sizes == [(32, 32), (16, 16), (8, 8)]
     assert [x.shape[:2] for x in tokens] == [x.shape[:2] for x in positions] == [(1024, 2), (256, 2), (64, 2)]
     assert encoded["backbone_fpn"][-1].shape[-1] == 8
+
+
+def test_memory_that_is_written_by_hand_is_the_sessions(predictor, clip):
+    state = session(predictor, clip)
+    found = predictor._consolidate_temp_output_across_obj(state, 0, is_cond=True)["pred_masks"]
+    high_res = F.interpolate(found, (128, 128), mode="bilinear", align_corners=False)
+    score = state["temp_output_dict_per_obj"][0]["cond_frame_outputs"][0]["object_score_logits"]
+    with torch.inference_mode():
+        memory, positions = predictor._run_memory_encoder(state, 0, 1, high_res, score, is_mask_from_pts=True)
+    assert torch.equal(positions[0], state["constants"]["maskmem_pos_enc"][0])
+    predictor.propagate_in_video_preflight(state)
+    output = state["output_dict_per_obj"][0]["cond_frame_outputs"][0]
+    assert memory.dtype == torch.bfloat16 and (memory - output["maskmem_features"]).abs().max() < 0.02
+    batch = predictor._get_maskmem_pos_enc(state, {"maskmem_pos_enc": [torch.zeros(3, *positions[0].shape[1:])]})
+    assert batch[0].shape[0] == 3 and torch.equal(batch[0][1:2], positions[0])
+    assert predictor._get_maskmem_pos_enc(state, {"maskmem_pos_enc": None}) is None
+
+
+def test_the_masks_of_all_objects_on_a_frame_can_be_asked_for(predictor, clip):
+    state = predictor.init_state(list(clip.frames))
+    predictor.add_new_mask(state, 0, 1, clip.labels[0] == 1)
+    _, _, shown = predictor.add_new_mask(state, 0, 2, clip.labels[0] == 2)
+    found = predictor._consolidate_temp_output_across_obj(state, 0, is_cond=True, consolidate_at_video_res=True)
+    assert torch.equal(found["pred_masks_video_res"], shown)
+    for frame_idx, is_cond in ((0, False), (1, True)):
+        nothing = predictor._consolidate_temp_output_across_obj(state, frame_idx, is_cond)["pred_masks"]
+        assert nothing.shape == (2, 1, 32, 32) and (nothing == -1024).all()
+
+
+def test_what_was_tracked_around_a_frame_can_be_forgotten(predictor, clip):
+    state = session(predictor, clip, keep="all")
+    track(predictor, state)
+    predictor._clear_non_cond_mem_around_input(state, 1)
+    assert list(outputs_of(state)) == list(range(7, LENGTH)) and list(state.track(1).prompted) == [0]
+
+
+def test_results_can_be_reset_and_the_objects_kept(predictor, clip):
+    state = session(predictor, clip, obj_ids=(1, 2))
+    track(predictor, state, max_frame_num_to_track=2)
+    predictor._reset_tracking_results(state)
+    assert state.obj_ids == [1, 2] and not state.decisions and not outputs_of(state)
+    with pytest.raises(RuntimeError, match="nothing to track for obj_id 1"):
+        track(predictor, state)
+    for obj_id in (1, 2):
+        predictor.add_new_mask(state, 0, obj_id, clip.labels[0] == obj_id)
+    found, expected = track(predictor, state), track(predictor, session(predictor, clip, obj_ids=(1, 2)))
+    assert all(torch.equal(found[t], expected[t]) for t in expected)
 
 
 def test_an_id_that_is_looked_up_is_an_object_without_a_prompt(predictor, clip):
