@@ -15,7 +15,6 @@ from sam2.frame_skipping import SkipOptions, Warp
 from sam2.modeling.compilation import compile_with_cloned_outputs
 from sam2.modeling.outputs import PointInputs
 from sam2.modeling.sam2_base import NO_OBJ_SCORE as NO_OBJ_SCORE  # for who imports it from here
-from sam2.modeling.sam2_base import keep_highest_object
 from sam2.results import FrameResult, frame_result
 from sam2.upstream_hooks import UpstreamHooks
 from sam2.utils.change_detection import SkipPolicy
@@ -490,7 +489,7 @@ class SAM2VideoPredictor(UpstreamHooks):
         )  # fmt: skip
 
     def _separate(self, masks: Tensor) -> Tensor:
-        return keep_highest_object(masks) if self.non_overlap_masks else masks
+        return self._apply_non_overlapping_constraints(masks) if self.non_overlap_masks else masks
 
     def calibrate(self, inference_state: VideoState, fidelity: float = 0.95, **options: Any) -> Calibration:
         """The threshold that keeps a wanted fidelity on a slice of this clip: see `sam2.calibration.calibrate`."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sam2.modeling.outputs import FrameOutput, PointInputs
 from sam2.modeling.sam2_base import NO_OBJ_SCORE
+from sam2.modeling.upstream_steps import as_frame_output
 from sam2.video_state import ObjectId, ObjectTrack, VideoState
 from sam2.video_tracking import VideoTracker, repeat_features, resize_masks
 
@@ -67,7 +68,7 @@ class UpstreamHooks(VideoTracker):
                 state.num_frames, track_in_reverse=reverse, run_mem_encoder=run_mem_encoder,
                 prev_sam_mask_logits=prev_sam_mask_logits,
             )  # fmt: skip
-        (kept,) = self._keep(state, output)
+        (kept,) = self._keep(state, as_frame_output(output))
         return kept, kept.pred_masks.to(state.device)
 
     def _get_orig_video_res_output(self, inference_state: VideoState, any_res_masks: Tensor) -> tuple[Tensor, Tensor]:

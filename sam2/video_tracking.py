@@ -113,7 +113,8 @@ class VideoTracker(SAM2Base):
         masks = resize_masks(output.pred_masks.to(state.device), (self.image_size, self.image_size))
         with self.autocast():
             features = self._features(state, frame_idx)
-            memory = self.write_memory(features, masks, output.object_score_logits, from_points=from_points)
+            write = self.write_by_steps if self.has_own_steps else self.write_memory
+            memory = write(features, masks, output.object_score_logits, from_points=from_points)
         _keep_memory(state, [output], memory.features, memory.position)
 
     def _forget_around_prompt(self, track: ObjectTrack, frame_idx: int) -> None:
@@ -162,6 +163,8 @@ class VideoTracker(SAM2Base):
     def _batch_size(self, state: VideoState) -> int:
         if self.non_overlap_masks_for_mem_enc:
             return 1  # objects of one batch would push each other out of memory, as upstream's never do
+        if self.has_own_steps:
+            return 1  # as upstream's, which find all that an object remembers, and may keep something of it
         if self.max_batch_objects is None:
             # On a CPU a batch saves next to nothing, and one by one an object's masks are the same bit for bit
             # whatever the others are.

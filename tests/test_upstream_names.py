@@ -15,6 +15,8 @@ import sam2.modeling.sam2_base
 import sam2.sam2_video_predictor
 from sam2.build_sam import build_sam2_video_predictor, packaged_file
 from sam2.modeling.outputs import FrameOutput
+from sam2.modeling.upstream_steps import STEPS
+from sam2.sam2_video_predictor import SAM2VideoPredictor
 from sam2.utils.drawn_clips import draw_clip
 from sam2.utils.misc import load_video_frames
 
@@ -366,6 +368,81 @@ def test_an_id_that_is_looked_up_is_an_object_without_a_prompt(predictor, clip):
     assert predictor._obj_id_to_idx(state, "new") == 1 and state.obj_ids == [1, "new"]
     with pytest.raises(RuntimeError, match="nothing to track for obj_id 'new'"):
         track(predictor, state)
+
+
+# Steps that a subclass overrides
+
+
+def with_steps(predictor, **steps):
+    predictor.__class__ = type("Own", (SAM2VideoPredictor,), steps)
+    return predictor
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_that_a_subclass_overrides_is_part_of_tracking(predictor, clip, name):
+    expected = track(predictor, session(predictor, clip, obj_ids=(1, 2)), max_frame_num_to_track=2)
+    calls = []
+
+    def step(self, *args, **kwargs):
+        calls.append(name)
+        return getattr(super(type(self), self), name)(*args, **kwargs)
+
+    own = with_steps(predictor, **{name: step})
+    found = track(own, session(own, clip, obj_ids=(1, 2)), max_frame_num_to_track=2)
+    # Two objects: prompted, answered by their mask with a pointer from the decoder, written to memory, then tracked.
+    times = {"_use_mask_as_output": 2, "_prepare_memory_conditioned_features": 4}.get(name, 6)
+    assert len(calls) == times
+    for t in expected:
+        assert (found[t] - expected[t]).abs().max() < 1e-5 * expected[t].abs().max()
+
+
+def test_the_mask_that_a_subclass_chooses_is_the_one_that_is_tracked(predictor, clip):
+    def worst(self, *args, **kwargs):
+        low_multi, high_multi, ious, *_, pointer, score = super(type(self), self)._forward_sam_heads(*args, **kwargs)
+        index = int(ious.argmin())
+        low, high = (masks[:, index : index + 1] for masks in (low_multi, high_multi))
+        return low_multi, high_multi, ious, low, high, pointer, score
+
+    own = with_steps(predictor, _forward_sam_heads=worst)
+    state = own.init_state(list(clip.frames))
+    _, _, shown = own.add_new_points_or_box(state, 0, 1, points=[[60, 50]], labels=[1])
+    output = state["temp_output_dict_per_obj"][0]["cond_frame_outputs"][0]
+    plain = with_steps(own)
+    best = plain.add_new_points_or_box(plain.init_state(list(clip.frames)), 0, 1, points=[[60, 50]], labels=[1])[2]
+    assert not torch.equal(shown, best) and output["ious"].shape == (1, 1)
+
+
+def test_a_tracked_frame_may_be_a_dict_and_a_step_a_function_of_the_instance(predictor, clip):
+    expected = track(predictor, session(predictor, clip), max_frame_num_to_track=2)
+    steps = predictor.track_step
+
+    def track_step(**given):
+        kept = {name: value for name, value in steps(**given).items() if name != "ious"}
+        return {**kept, "own": given["output_dict"]["cond_frame_outputs"].keys()}
+
+    predictor.track_step = track_step
+    state = session(predictor, clip)
+    found = track(predictor, state, max_frame_num_to_track=2)
+    assert all((found[t] - expected[t]).abs().max() < 1e-5 * expected[t].abs().max() for t in expected)
+    assert outputs_of(state)[2]["ious"].item() == 1.0
+
+
+def test_a_subclass_may_read_memory_as_it_is_stored(predictor, clip):
+    def read(self, current_vision_feats, current_vision_pos_embeds, feat_sizes, output_dict, **given):
+        memories = output_dict["cond_frame_outputs"].values()
+        if given["is_init_cond_frame"]:
+            return super(type(self), self)._prepare_memory_conditioned_features(
+                current_vision_feats=current_vision_feats, current_vision_pos_embeds=current_vision_pos_embeds,
+                feat_sizes=feat_sizes, output_dict=output_dict, **given,
+            )  # fmt: skip
+        memory = torch.cat([each["maskmem_features"].flatten(2).permute(2, 0, 1) for each in memories])
+        places = torch.cat([each["maskmem_pos_enc"][-1].flatten(2).permute(2, 0, 1) for each in memories])
+        assert memory.dtype == torch.bfloat16
+        tokens = self.memory_attention(current_vision_feats, memory, current_vision_pos_embeds, places)
+        return tokens.permute(1, 2, 0).unflatten(2, feat_sizes[-1])
+
+    own = with_steps(predictor, _prepare_memory_conditioned_features=read)
+    assert len(track(own, session(own, clip), max_frame_num_to_track=2)) == 3
 
 
 # Names that others replace

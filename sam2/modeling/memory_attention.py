@@ -115,6 +115,7 @@ class MemoryAttention(nn.Module):
         if x is None or x.shape[1] != memory.shape[1]:
             found = None if x is None else x.shape[1]
             raise ValueError(f"curr and memory must have one batch size, got {found} and {memory.shape[1]}")
+        memory = memory.to(x.dtype)  # a subclass of somebody else's may pass it as it is stored, in bfloat16
         if self.pos_enc_at_input and x_pos is not None:
             x = x + 0.1 * x_pos
         if self.batch_first:

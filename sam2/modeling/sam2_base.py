@@ -402,8 +402,12 @@ class SAM2Base(UpstreamSteps):
         logits = mask * MASK_SCALE + MASK_BIAS
         low_res = _shrink(logits, (logits.shape[-2] // 4, logits.shape[-1] // 4))
         if self.use_obj_ptrs_in_encoder:
-            shrunken = self.mask_downsample(mask)
-            pointer = self.decode_masks(features.top, mask_inputs=shrunken, high_res_features=features.high_res).obj_ptr
+            prompt = {
+                "backbone_features": features.top, "mask_inputs": self.mask_downsample(mask),
+                "high_res_features": features.high_res,
+            }  # fmt: skip
+            own = self.has_own_steps
+            pointer = self._forward_sam_heads(**prompt)[5] if own else self.decode_masks(**prompt).obj_ptr
         else:
             pointer = logits.new_zeros(mask.shape[0], self.hidden_dim)
         presence = (mask.flatten(1) > 0).any(dim=1, keepdim=True).float()  # (B, 1)
@@ -430,7 +434,7 @@ class SAM2Base(UpstreamSteps):
             from_points: the masks answer clicks, so that `binarize_mask_from_pts_for_mem_enc` applies.
         """
         if self.non_overlap_masks_for_mem_enc and not self.training:
-            masks = keep_highest_object(masks)
+            masks = self._apply_non_overlapping_constraints(masks)
         binarize = self.binarize_mask_from_pts_for_mem_enc and from_points and not self.training
         shares = (masks > 0).float() if binarize else masks.sigmoid()
         shares = shares * self.sigmoid_scale_for_mem_enc + self.sigmoid_bias_for_mem_enc
@@ -458,6 +462,8 @@ class SAM2Base(UpstreamSteps):
 
     def track(self, features: FrameFeatures, bank: MemoryBank, request: FrameRequest, remember: bool) -> FrameOutput:
         """`segment`, and the frame's own memory if it is to be remembered."""
+        if self.has_own_steps:
+            return self.track_by_steps(features, bank, request, remember)
         decoded = self.segment(features, bank, request)
         output = FrameOutput(
             pred_masks=decoded.low_res_masks, obj_ptr=decoded.obj_ptr, object_score_logits=decoded.object_score_logits,

@@ -40,11 +40,18 @@ class SamHeads(NamedTuple):
     object_score_logits: Tensor  # (B, 1)
 
 
-class UpstreamSteps(nn.Module):
-    """What upstream's methods of these names answer.
+STEPS = (
+    "track_step", "_track_step", "_prepare_memory_conditioned_features", "_forward_sam_heads", "_use_mask_as_output",
+    "_encode_memory_in_output", "_encode_new_memory",
+)  # fmt: skip
 
-    They are here to be called. The network itself goes other ways (see `SAM2Base`), so overriding them changes only who
-    calls them; override `encode_image`, `read_memory`, `decode_masks` or `write_memory` to change the network.
+
+class UpstreamSteps(nn.Module):
+    """What upstream's methods of these names answer, each from what upstream's calls.
+
+    The network itself goes a shorter way (see `SAM2Base`), unless a subclass overrides one of them: then frames are
+    tracked, and prompts written to memory, by these steps. To change the network for both, override `encode_image`,
+    `read_memory`, `decode_masks` or `write_memory`, which these steps call.
     """
 
     num_maskmem: int
@@ -55,7 +62,6 @@ class UpstreamSteps(nn.Module):
     decode_masks: Callable[..., SamOutput]
     read_memory: Callable[[FrameFeatures, MemoryBank, FrameRequest], Tensor]
     write_memory: Callable[..., EncodedMemory]
-    track: Callable[..., FrameOutput]
 
     # Args that they share:
     #     current_vision_feats, current_vision_pos_embeds, feat_sizes: from `_prepare_backbone_features`; where one map
@@ -70,16 +76,20 @@ class UpstreamSteps(nn.Module):
         mask_inputs: Tensor | None, output_dict: Outputs, num_frames: int, track_in_reverse: bool = False,
         run_mem_encoder: bool = True, prev_sam_mask_logits: Tensor | None = None,
     ) -> FrameOutput:  # fmt: skip
-        """Segment a frame and write its memory: `SAM2Base.track`."""
-        features = FrameFeatures(
-            [to_map(x, size) for x, size in zip(current_vision_feats, feat_sizes, strict=True)],
-            [to_map(x, size) for x, size in zip(current_vision_pos_embeds, feat_sizes, strict=True)],
-        )
-        request = FrameRequest(
-            frame_idx, num_frames, reverse=track_in_reverse, reads_memory=not is_init_cond_frame,
-            points=as_point_inputs(point_inputs), mask=mask_inputs, previous_logits=prev_sam_mask_logits,
+        """Segment a frame and write its memory."""
+        _, heads, _, _ = self._track_step(
+            frame_idx, is_init_cond_frame, current_vision_feats, current_vision_pos_embeds, feat_sizes, point_inputs,
+            mask_inputs, output_dict, num_frames, track_in_reverse, prev_sam_mask_logits,
         )  # fmt: skip
-        return self.track(features, _bank(output_dict), request, remember=run_mem_encoder)
+        candidates, _, ious, low_res_masks, high_res_masks, pointer, score = heads
+        output = FrameOutput(
+            low_res_masks, pointer, score, _iou_of(low_res_masks, candidates, ious), high_res_masks,
+            point_inputs=as_point_inputs(point_inputs), mask_inputs=mask_inputs,
+        )  # fmt: skip
+        self._encode_memory_in_output(
+            current_vision_feats, feat_sizes, point_inputs, run_mem_encoder, high_res_masks, score, output
+        )
+        return output
 
     def _track_step(
         self, frame_idx: int, is_init_cond_frame: bool, current_vision_feats: Sequence[Tensor],
@@ -100,12 +110,15 @@ class UpstreamSteps(nn.Module):
             heads = self._use_mask_as_output(top, high_res, mask_inputs)
         else:
             top = self._prepare_memory_conditioned_features(
-                frame_idx, is_init_cond_frame, current_vision_feats, current_vision_pos_embeds, feat_sizes, output_dict,
-                num_frames, track_in_reverse,
+                frame_idx=frame_idx, is_init_cond_frame=is_init_cond_frame,
+                current_vision_feats=current_vision_feats[-1:],
+                current_vision_pos_embeds=current_vision_pos_embeds[-1:], feat_sizes=feat_sizes[-1:],
+                output_dict=output_dict, num_frames=num_frames, track_in_reverse=track_in_reverse,
             )  # fmt: skip
             heads = self._forward_sam_heads(
-                top, point_inputs, mask_inputs if prev_sam_mask_logits is None else prev_sam_mask_logits, high_res,
-                self._use_multimask(is_init_cond_frame, point_inputs),
+                backbone_features=top, point_inputs=point_inputs,
+                mask_inputs=mask_inputs if prev_sam_mask_logits is None else prev_sam_mask_logits,
+                high_res_features=high_res, multimask_output=self._use_multimask(is_init_cond_frame, point_inputs),
             )  # fmt: skip
         return {"point_inputs": point_inputs, "mask_inputs": mask_inputs}, heads, high_res, top
 
@@ -146,15 +159,69 @@ class UpstreamSteps(nn.Module):
 
     def _encode_memory_in_output(
         self, current_vision_feats: Sequence[Tensor], feat_sizes: Sizes, point_inputs: Points, run_mem_encoder: bool,
-        high_res_masks: Tensor, object_score_logits: Tensor, current_out: dict[str, Any],
+        high_res_masks: Tensor, object_score_logits: Tensor, current_out: dict[str, Any] | FrameOutput,
     ) -> None:  # fmt: skip
         """Put the memory of a frame, or None, into `current_out`."""
         memory: tuple[Any, Any] = (None, None)
         if run_mem_encoder and self.num_maskmem > 0:
             memory = self._encode_new_memory(
-                current_vision_feats, feat_sizes, high_res_masks, object_score_logits, point_inputs is not None
-            )
+                current_vision_feats=current_vision_feats, feat_sizes=feat_sizes, pred_masks_high_res=high_res_masks,
+                object_score_logits=object_score_logits, is_mask_from_pts=point_inputs is not None,
+            )  # fmt: skip
         current_out["maskmem_features"], current_out["maskmem_pos_enc"] = memory
+
+    # The network's way through them
+
+    @property
+    def has_own_steps(self) -> bool:
+        """Whether a subclass overrides one of the steps, or another function was put in the place of one."""
+        return any(getattr(getattr(self, name), "__func__", None) is not getattr(UpstreamSteps, name) for name in STEPS)
+
+    def track_by_steps(
+        self, features: FrameFeatures, bank: MemoryBank, request: FrameRequest, remember: bool
+    ) -> FrameOutput:
+        """`SAM2Base.track` by way of `track_step`."""
+        output = self.track_step(
+            frame_idx=request.frame_idx, is_init_cond_frame=not request.reads_memory, **_as_tokens(features),
+            current_vision_pos_embeds=[to_tokens(x) for x in features.positions],
+            point_inputs=None if request.points is None else request.points._asdict(), mask_inputs=request.mask,
+            output_dict={"cond_frame_outputs": bank.prompted, "non_cond_frame_outputs": bank.propagated},
+            num_frames=request.num_frames, track_in_reverse=request.reverse, run_mem_encoder=remember,
+            prev_sam_mask_logits=request.previous_logits,
+        )  # fmt: skip
+        return as_frame_output(output)
+
+    def write_by_steps(
+        self, features: FrameFeatures, masks: Tensor, object_score_logits: Tensor, from_points: bool
+    ) -> EncodedMemory:
+        """`SAM2Base.write_memory` by way of `_encode_new_memory`."""
+        memory, positions = self._encode_new_memory(
+            **_as_tokens(features), pred_masks_high_res=masks, object_score_logits=object_score_logits,
+            is_mask_from_pts=from_points,
+        )  # fmt: skip
+        return EncodedMemory(memory, positions[-1])
+
+
+def as_frame_output(output: FrameOutput | Mapping[str, Any]) -> FrameOutput:
+    """What a `track_step` returned, also the dict of one that somebody else wrote; keys of its own are left out."""
+    if isinstance(output, FrameOutput):
+        return output
+    known: dict[str, Any] = {name: output.get(name) for name in FrameOutput.names}
+    if known["ious"] is None:
+        known["ious"] = torch.ones_like(known["object_score_logits"])  # upstream's has none
+    return FrameOutput(**known)
+
+
+def _as_tokens(features: FrameFeatures) -> dict[str, Any]:
+    sizes = [(x.shape[-2], x.shape[-1]) for x in features.maps]
+    return {"current_vision_feats": [to_tokens(x) for x in features.maps], "feat_sizes": sizes}
+
+
+def _iou_of(masks: Tensor, candidates: Tensor, ious: Tensor) -> Tensor:
+    """The predicted IoU (B, 1) of the candidate that was chosen, or the best where it is none of them."""
+    chosen = (candidates == masks).flatten(2).all(dim=-1)  # (B, M)
+    considered = chosen | ~chosen.any(dim=-1, keepdim=True)
+    return ious.masked_fill(~considered, -torch.inf).amax(dim=-1, keepdim=True)
 
 
 def _bank(output_dict: Outputs) -> MemoryBank:
