@@ -123,7 +123,7 @@ def run(args: argparse.Namespace, wanted: Sequence[Case] = ()) -> Outcome:
     make_folder = functools.partial(
         RunFolder, device=device_name(device), is_plan=args.plan, token=run_token(os.environ, rank), resume=args.resume
     )
-    folders = [make_folder(path, options, model.settings(options, args.dtype)) for options, path in wanted]
+    folders = [make_folder(path, options, model.settings(options, args.dtype, device)) for options, path in wanted]
     mine = share_out({name: len(stems[name]) for name in names}, rank.world_size)[rank.rank]
     check_apart(root, folders)
     prepare(folders, names, mine)

@@ -20,7 +20,8 @@ from iopath.common.file_io import HTTPURLHandler, PathManager
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from sam2.modeling.sam2_base import SAM2Base, resolve_dtype
+from sam2.modeling.precision import resolve_dtype
+from sam2.modeling.sam2_base import SAM2Base
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,8 @@ def build_sam2(
         mode: "eval" switches dropout off; anything else leaves the model in training mode.
         hydra_overrides_extra: Hydra overrides such as "++model.image_size=512"; they win over all other arguments.
         apply_postprocessing: replace an unstable single mask by the best of several.
-        dtype: "float32", "bfloat16" or "float16" for the arithmetic; None follows the caller's autocast.
+        dtype: "float32", "bfloat16" or "float16" for the arithmetic, "auto" for bfloat16 where the device computes in
+            it and float32 elsewhere; None follows the caller's autocast.
         image_size: side, in pixels divisible by 32, of the square that frames are resized to; None takes the config's.
             A larger one sees smaller things and takes longer, a smaller one is faster.
 
@@ -156,12 +158,13 @@ def _build(
     config = _compose(config_file, [*defaults, *extra])
     if "image_encoder" not in (config.get("model") or {}):  # the overrides made a section of that name in any case
         raise ValueError(f"config_file describes no model: `model.image_encoder` is missing; it holds {list(config)}")
-    compute_dtype = resolve_dtype(dtype)
+    device = torch.device(pick_device() if device is None else device)
+    compute_dtype = resolve_dtype(dtype, device)
     model = instantiate(config.model, _recursive_=True)
     if compute_dtype is not None:
         model.compute_dtype = compute_dtype
     _load_checkpoint(model, ckpt_path)
-    model = model.to(pick_device() if device is None else device)
+    model = model.to(device)
     return model.eval() if mode == "eval" else model
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     from sam2.frame_skipping import FrameDecision
 
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16", "auto")
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,7 +31,7 @@ def add_model_options(add: Add, checkpoint: str = "weights that belong to --conf
     add("--config", help='model config: "tiny", "large", a YAML file ... (default: the embedded model)')
     add("--checkpoint", type=Path, help=checkpoint)
     add("--device", help="cuda, mps or cpu (default: the best there is)")
-    add("--dtype", choices=DTYPES, default="float32")
+    add("--dtype", choices=DTYPES, default="float32", help="auto: bfloat16 where the device computes in it")
     add("--image-size", type=int, metavar="PIXELS", help="side frames are resized to (default: the config's)")
 
 

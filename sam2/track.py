@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> Outcome:
     model = ModelFiles.find(args.config, args.checkpoint, args.image_size)
     device = rank.device(args.device)
     options = skip_options(args, model)
-    settings = {**model.settings(options, args.dtype), "direction": args.direction}
+    settings = {**model.settings(options, args.dtype, device), "direction": args.direction}
     token = run_token(os.environ, rank)
     folder = RunFolder(args.output, options, settings, device_name(device), token=token, resume=args.resume)
     names = list(clips)

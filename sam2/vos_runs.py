@@ -20,6 +20,7 @@ from hydra.errors import InstantiationException
 from sam2 import build_sam
 from sam2.build_sam import EMBEDDED, check_image_size, find_config, load_config, packaged_file, pick_device
 from sam2.frame_skipping import FrameDecision, RecordedMasks, SkipOptions, play_through
+from sam2.modeling.precision import resolve_dtype
 from sam2.utils.change_detection import GateFrame, KeyFrame
 from sam2.utils.davis import DavisRoot, merge_masks, read_label_map
 from sam2.utils.frame_loader import FrameLoader
@@ -184,7 +185,7 @@ class ModelFiles:
                 digest.update(block)
         return digest.hexdigest()
 
-    def settings(self, options: SkipOptions, dtype: str) -> dict[str, Any]:
+    def settings(self, options: SkipOptions, dtype: str, device: torch.device) -> dict[str, Any]:
         """All that the masks of a run follow from, but for the frames; results of equal settings can be mixed."""
         return {
             "strategy": options.strategy if isinstance(options.strategy, str) else type(options.strategy).__name__,
@@ -194,7 +195,7 @@ class ModelFiles:
             "max_consecutive_skips": options.max_consecutive_skips,
             "config": self.config.stem,
             "image_size": self.image_size,
-            "dtype": dtype,
+            "dtype": str(resolve_dtype(dtype, device)).removeprefix("torch."),
             "checkpoint_sha256": self.checkpoint_sha256,
         }
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from sam2.build_sam import EMBEDDED, build_sam2_video_predictor, packaged_file
 from sam2.frame_skipping import SkipOptions
+from sam2.modeling import precision
 from sam2.utils.drawn_clips import draw_clip, write_davis_layout
 from sam2.vos_runs import (
     ModelFiles,
@@ -24,6 +25,7 @@ from sam2.vos_runs import (
     warm_up,
 )
 
+CPU = torch.device("cpu")
 PUBLISHED = (0.05, 0.07, 0.10, 0.15, 0.25)
 
 
@@ -122,7 +124,7 @@ def test_skip_options_of_a_config_are_the_defaults(tmp_path):
     config.write_text("model: {image_size: 512, skip_strategy: mask_aware, skip_mad_threshold: 0.2}")
     model = ModelFiles.find(str(config), None)
     assert (model.image_size, model.skipping) == (512, SkipOptions(0.2, "mask_aware"))
-    assert model.settings(model.skipping, "float32") == {
+    assert model.settings(model.skipping, "float32", CPU) == {
         "strategy": "mask_aware", "threshold": 0.2, "warp": None, "lookahead": 0, "max_consecutive_skips": None,
         "config": "mine", "image_size": 512, "dtype": "float32", "checkpoint_sha256": None,
     }  # fmt: skip
@@ -130,17 +132,20 @@ def test_skip_options_of_a_config_are_the_defaults(tmp_path):
 
 def test_an_image_size_of_ones_own_is_checked_and_on_record(tmp_path):
     model = ModelFiles.find("tiny", None, 512)
-    assert model.image_size == model.settings(model.skipping, "float32")["image_size"] == 512
+    assert model.image_size == model.settings(model.skipping, "float32", CPU)["image_size"] == 512
     (tmp_path / "sizeless.yaml").write_text("model: {}")
     assert ModelFiles.find(str(tmp_path / "sizeless.yaml"), None, 64).image_size == 64
     with pytest.raises(ValueError, match="image_size must be a whole number of pixels divisible by 32, got 500"):
         ModelFiles.find("tiny", None, 500)
 
 
-def test_settings_say_what_auto_comes_to():
+@pytest.mark.parametrize("native", [False, True])
+def test_settings_say_what_auto_comes_to(monkeypatch, native):
+    monkeypatch.setattr(precision, "computes_in_bfloat16", lambda device: native)
     model = ModelFiles.find("tiny", None)
-    assert model.settings(SkipOptions(0.1, "memory_guided"), "float32")["warp"] == "flow"
-    assert model.settings(SkipOptions(None), "float32")["threshold"] == 0.0
+    assert model.settings(SkipOptions(), "auto", CPU)["dtype"] == ("bfloat16" if native else "float32")
+    assert model.settings(SkipOptions(0.1, "memory_guided"), "float32", CPU)["warp"] == "flow"
+    assert model.settings(SkipOptions(None), "float32", CPU)["threshold"] == 0.0
 
 
 def test_a_model_that_is_not_there_is_refused(tmp_path):

@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from sam2.build_sam import build_sam2, packaged_file, pick_device
+from sam2.modeling.precision import resolve_dtype
 from sam2.modeling.sam2_base import SAM2Base
 from training.attention import fast_attention
 from training.checkpoints import RESUME_FILE, load_run, save_run
@@ -38,7 +39,6 @@ from training.optimisation import (
     learning_rate,
     set_learning_rate,
 )
-from training.precision import training_dtype
 from training.recipe import Recipe, Stage, with_defaults
 from training.recomputation import recompute_trunk
 from training.samples import SampleDraw, read_batches
@@ -72,7 +72,7 @@ class Trainer:
         self.recipe, self.folder = recipe, Path(folder)
         self.rank, self.ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.device = training_device(recipe)
-        self.dtype = training_dtype(recipe.precision, self.device)
+        self.dtype = resolve_dtype(recipe.precision, self.device)
         torch.manual_seed(recipe.seed)
         network = build_sam2(
             recipe.model, device=self.device, mode="train", apply_postprocessing=False,

@@ -11,7 +11,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from training.precision import PRECISIONS
+PRECISIONS = ("auto", "bfloat16", "float32")
 
 
 @dataclass

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from sam2.modeling.precision import cpu_supports
 
 SHARES_BYTES = 16 * 2**20  # of shares held at once when they are written out; more leaves the cache, and gains nothing
 
@@ -34,13 +34,6 @@ def write_out(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0) -> Tensor
     """`attend` as two matrix products, with all its shares (..., Nq, Nk) in memory."""
     shares = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(-1)
     return F.dropout(shares, dropout_p).to(v.dtype) @ v
-
-
-def cpu_supports(feature: str) -> bool:
-    """Whether this processor has a feature by torch's name for it, as "avx512_bf16"; False where torch can't tell."""
-    # Private functions, which not every version of torch has.
-    test: Any = getattr(torch.cpu, f"_is_{feature}_supported", None)
-    return test is not None and test()
 
 
 WRITES_OUT_BFLOAT16 = cpu_supports("avx512_bf16") and not cpu_supports("amx_tile")

@@ -28,6 +28,7 @@ from sam2.modeling.outputs import (
     SamOutput,
     as_point_inputs,
 )
+from sam2.modeling.precision import resolve_dtype
 from sam2.modeling.sam.mask_decoder import MaskDecoder
 from sam2.modeling.sam.prompt_encoder import PADDING, PromptEncoder
 from sam2.modeling.sam.transformer import TwoWayTransformer
@@ -36,17 +37,6 @@ from sam2.modeling.upstream_steps import Points, UpstreamSteps, to_map, to_token
 
 NO_OBJ_SCORE = -1024.0  # mask logit of an object that is not in the frame
 MASK_SCALE, MASK_BIAS = 20.0, -10.0  # a 0/1 mask as logits, when a given mask is itself the answer
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """The torch dtype called "float32", "bfloat16" or "float16"; None stays None. Raises ValueError otherwise."""
-    if dtype is None or dtype in _DTYPES.values():
-        return dtype  # type: ignore[return-value]
-    if dtype not in _DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(_DTYPES)} or None, got {dtype!r}")
-    return _DTYPES[dtype]  # type: ignore[index]
 
 
 def keep_highest_object(masks: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import sam2.modeling.attention as attention
-from sam2.modeling.attention import attend, cpu_supports
+from sam2.modeling.attention import attend
 
 
 def tokens(dtype: torch.dtype, *shapes: tuple[int, ...]) -> list[Tensor]:
@@ -47,9 +47,3 @@ def test_dropout_reaches_the_shares(monkeypatch: pytest.MonkeyPatch, writes_out:
     monkeypatch.setattr(attention, "WRITES_OUT_BFLOAT16", writes_out)
     q, k, v = tokens(torch.bfloat16, (1, 1, 4, 16), (1, 1, 4, 16), (1, 1, 4, 16))
     assert not attend(q, k, v, dropout_p=1.0).any()
-
-
-def test_a_processor_has_no_feature_that_torch_cannot_tell(monkeypatch: pytest.MonkeyPatch):
-    assert cpu_supports("of_no_processor") is False
-    monkeypatch.setattr(torch.cpu, "_is_of_every_processor_supported", lambda: True, raising=False)
-    assert cpu_supports("of_every_processor") is True

@@ -6,7 +6,7 @@ import torch
 from sam2.build_sam import build_sam2
 from sam2.modeling.memory_bank import MemoryBank
 from sam2.modeling.outputs import FrameOutput, FrameRequest
-from sam2.modeling.sam2_base import SAM2Base, keep_highest_object, resolve_dtype
+from sam2.modeling.sam2_base import SAM2Base, keep_highest_object
 
 
 def build(**options):
@@ -124,19 +124,6 @@ def test_every_pixel_is_left_to_its_highest_object():
     separate = keep_highest_object(masks)
     assert separate.flatten(1).tolist() == [[-10.0, -10.0, 5.0], [4.0, -1.0, -20.0]]
     assert ((separate > 0).sum(0) <= 1).all()
-
-
-@pytest.mark.parametrize(
-    ("name", "dtype"), [("bfloat16", torch.bfloat16), (torch.float16, torch.float16), (None, None)]
-)
-def test_dtypes_have_names(name, dtype):
-    assert resolve_dtype(name) is dtype
-
-
-@pytest.mark.parametrize("name", ["float64", "half", 16, torch.float64])
-def test_other_dtypes_are_refused(name):
-    with pytest.raises(ValueError, match="dtype must be one of float32, bfloat16, float16 or None"):
-        resolve_dtype(name)
 
 
 @torch.inference_mode()

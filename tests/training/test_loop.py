@@ -283,3 +283,10 @@ def test_two_processes_train_one_network(recipe: Recipe, tmp_path: Path):
     Trainer(replace(recipe, stages=stages), tmp_path / "alone").run()
     norms = [[float(row["grad_norm"]) for row in log_rows(tmp_path / name)] for name in ("run", "alone")]
     assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+
+
+@pytest.mark.parametrize(("precision", "enabled"), [("float32", False), ("bfloat16", True)])
+def test_a_run_computes_as_its_recipe_says(recipe: Recipe, tmp_path: Path, precision: str, enabled: bool):
+    trainer = Trainer(replace(recipe, precision=precision), tmp_path)
+    with trainer._autocast():
+        assert torch.is_autocast_enabled("cpu") is enabled
