@@ -115,8 +115,8 @@ def test_the_users_overrides_win_over_postprocessing():
 def test_an_unknown_keyword_is_an_error():
     with pytest.raises(TypeError, match="unknown keyword checkpoint: .* the checkpoint's name is ckpt_path"):
         build_sam2_video_predictor("nano", checkpoint=str(NANO))
-    with pytest.raises(TypeError, match="unknown keyword image_size"):
-        build_sam2("nano", image_size=64)
+    with pytest.raises(TypeError, match="unknown keyword num_maskmem"):
+        build_sam2("nano", num_maskmem=3)
 
 
 # Overrides
