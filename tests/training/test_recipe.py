@@ -22,7 +22,7 @@ def minimal(tmp_path: Path) -> Path:
 
 
 def test_the_shipped_recipes_are_valid():
-    assert all(load_recipe(RECIPES / f"{name}.yaml").stages for name in ("nano_cpu", "nano", "nano_last"))
+    assert all(load_recipe(RECIPES / f"{name}.yaml").stages for name in ("nano_cpu", "nano", "nano_last", "nano_sizes"))
     finetune = load_recipe(RECIPES / "finetune.yaml", ["data.0.root=somewhere"])
     assert finetune.stages[0].steps == 200
     assert finetune.validation.source is not None and finetune.validation.source.root == "somewhere"
