@@ -175,6 +175,11 @@ def check_image_size(image_size: int) -> int:
     return image_size
 
 
+def dtype_name(dtype: str, device: torch.device) -> str:
+    """What a builder's `dtype` comes to on a device: "float32", "bfloat16" or "float16"."""
+    return str(resolve_dtype(dtype, device)).removeprefix("torch.")
+
+
 def pick_device() -> torch.device:
     """CUDA where there is a GPU, else MPS, else the CPU."""
     if torch.cuda.is_available():

@@ -18,9 +18,8 @@ import torch
 from hydra.errors import InstantiationException
 
 from sam2 import build_sam
-from sam2.build_sam import EMBEDDED, check_image_size, find_config, load_config, packaged_file, pick_device
+from sam2.build_sam import EMBEDDED, check_image_size, dtype_name, find_config, load_config, packaged_file, pick_device
 from sam2.frame_skipping import FrameDecision, RecordedMasks, SkipOptions, play_through
-from sam2.modeling.precision import resolve_dtype
 from sam2.utils.change_detection import GateFrame, KeyFrame
 from sam2.utils.davis import DavisRoot, merge_masks, read_label_map
 from sam2.utils.frame_loader import FrameLoader
@@ -195,7 +194,7 @@ class ModelFiles:
             "max_consecutive_skips": options.max_consecutive_skips,
             "config": self.config.stem,
             "image_size": self.image_size,
-            "dtype": str(resolve_dtype(dtype, device)).removeprefix("torch."),
+            "dtype": dtype_name(dtype, device),
             "checkpoint_sha256": self.checkpoint_sha256,
         }
 

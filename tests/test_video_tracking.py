@@ -8,6 +8,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 from sam2.build_sam import build_sam2_video_predictor
@@ -85,14 +86,17 @@ def test_everything_stays_where_everything_is_kept(predictor, clip):
     assert sorted(state.track(1).propagated) == list(range(1, LENGTH)) and not state.track(1).faded
 
 
-def test_old_frames_show_almost_the_same_mask_again(predictor, clip):
+def test_old_frames_show_the_same_mask_again_but_for_a_pixel_of_its_rim(predictor, clip):
     shown = []
     for keep in ("all", "window"):
         state = session(predictor, clip, keep, obj_ids=(1, 2))
         track(predictor, state)
-        shown.append(predictor.clear_all_prompts_in_frame(state, 15, 1)[2])
+        again = [predictor.clear_all_prompts_in_frame(state, t, 1)[2] for t in (5, 10, 15)]
+        shown.append(torch.cat(again) > 0)
     assert isinstance(state.track(1).latest_output(15), FadedOutput)
-    assert all(iou(shown[0][i], shown[1][i]) > 0.98 for i in range(2))
+    for masks, others in (shown, shown[::-1]):
+        grown = F.max_pool2d(others.float(), 3, stride=1, padding=1) > 0
+        assert masks.flatten(1).any(dim=1).all() and not (masks & ~grown).any()
 
 
 def test_masks_of_skipped_frames_are_packed_too(predictor, clip):
