@@ -16,25 +16,16 @@ from torchvision.ops import nms
 
 from sam2.modeling.sam2_base import SAM2Base
 from sam2.sam2_image_predictor import LOGIT_LIMIT, SAM2ImagePredictor, refuse_unknown, split_options
-from sam2.utils.amg import (
-    MaskData,
-    area_from_rle,
-    batch_iterator,
-    batched_mask_to_box,
-    box_xyxy_to_xywh,
-    build_all_layer_point_grids,
-    calculate_stability_score,
-    coco_encode_rle,
-    generate_crop_boxes,
-    is_box_near_crop_edge,
-    mask_to_rle_pytorch,
-    remove_small_regions,
-    rle_to_mask,
-    uncrop_boxes_xyxy,
-    uncrop_masks,
-    uncrop_points,
-)
 from sam2.utils.transforms import RGBImage, as_rgb_array
+
+# Upstream has all of these here, where others import or replace them.
+# isort: off
+from sam2.utils.amg import (
+    MaskData, area_from_rle, batch_iterator, batched_mask_to_box, box_xyxy_to_xywh, build_all_layer_point_grids,
+    calculate_stability_score, coco_encode_rle, generate_crop_boxes, is_box_near_crop_edge, mask_to_rle_pytorch,
+    remove_small_regions, rle_to_mask, uncrop_boxes_xyxy, uncrop_masks, uncrop_points,
+)  # fmt: skip
+# isort: on
 
 _SEGMENTATIONS = {"binary_mask": rle_to_mask, "uncompressed_rle": lambda rle: rle, "coco_rle": coco_encode_rle}
 
