@@ -142,6 +142,7 @@ def run(args: argparse.Namespace, wanted: Sequence[Case] = ()) -> Outcome:
             for name, unfinished in todo.items():
                 progress.start(name)
                 with noting_failure(name, own):
+                    forget_outdated(name, unfinished)
                     work(name, unfinished, progress.count)
     return sum_up(folders, names, mine, own)
 
@@ -208,6 +209,14 @@ def prepare(folders: Sequence[RunFolder], names: Sequence[str], mine: Sequence[s
                 folder.clear(name)
     for folder in folders:
         folder.forget_failures(mine)
+
+
+def forget_outdated(name: str, unfinished: Sequence[RunFolder]) -> None:
+    """Drop records of a sequence that is tracked anew: if that fails, they must not pass for its result."""
+    for folder in unfinished:
+        if folder.is_done(name):
+            with folder.lock(name):
+                folder.clear(name)
 
 
 DoSequence = Callable[[str, Sequence["RunFolder"], Callable[["FrameDecision"], None]], None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -156,7 +157,8 @@ def _build(
     if image_size is not None:
         defaults = [*defaults, f"++model.image_size={check_image_size(image_size)}"]
     config = _compose(config_file, [*defaults, *extra])
-    if "image_encoder" not in (config.get("model") or {}):  # the overrides made a section of that name in any case
+    described = config.get("model") or {}  # the overrides made a section of that name in any case
+    if "image_encoder" not in described and str(described.get("_target_", "sam2.")).startswith("sam2."):
         raise ValueError(f"config_file describes no model: `model.image_encoder` is missing; it holds {list(config)}")
     device = torch.device(pick_device() if device is None else device)
     compute_dtype = resolve_dtype(dtype, device)
@@ -170,9 +172,9 @@ def _build(
 
 def check_image_size(image_size: int) -> int:
     """The size, if the network can take frames of it. Raises ValueError otherwise."""
-    if not isinstance(image_size, int) or isinstance(image_size, bool) or image_size < 32 or image_size % 32:
+    if not isinstance(image_size, Integral) or isinstance(image_size, bool) or image_size < 32 or image_size % 32:
         raise ValueError(f"image_size must be a whole number of pixels divisible by 32, got {image_size!r}")
-    return image_size
+    return int(image_size)
 
 
 def dtype_name(dtype: str, device: torch.device) -> str:

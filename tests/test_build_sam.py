@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -51,7 +52,7 @@ def test_configs_are_found_by_short_name_and_by_upstreams_path(name, file):
 
 @pytest.mark.parametrize("build", [build_sam2, build_sam2_video_predictor])
 def test_an_image_size_replaces_the_configs_and_gives_way_to_an_override(build):
-    assert build(device="cpu", image_size=96).image_size == 96
+    assert build(device="cpu", image_size=np.int64(96)).image_size == 96
     assert build(device="cpu", image_size=96, hydra_overrides_extra=SMALL).image_size == 64
 
 
@@ -472,3 +473,13 @@ def test_the_optimised_predictor_compiles_its_parts_whole_and_keeps_names_and_an
     ]  # fmt: skip
     assert answers[0][0] == answers[1][0]
     torch.testing.assert_close(answers[1][1], answers[0][1], rtol=1e-4, atol=1e-3)
+
+
+def linear(out_features: int) -> torch.nn.Module:
+    return torch.nn.Linear(1, out_features)
+
+
+def test_a_config_may_name_a_model_of_ones_own():
+    built = build_sam2({"model": {"_target_": f"{__name__}.linear", "out_features": 3}}, device="cpu",
+                       apply_postprocessing=False)  # fmt: skip
+    assert isinstance(built, torch.nn.Linear) and built.out_features == 3

@@ -359,6 +359,15 @@ def test_a_sequence_that_cannot_be_tracked_stops_no_other(stills, damaged, track
     assert {name for name, _ in tracked} == {"s3", "s4"} and not list(tmp_path.rglob("failure.json"))
 
 
+def test_an_outdated_result_does_not_stand_for_a_sequence_that_can_no_longer_be_tracked(stills, tracked, tmp_path):
+    root, out = tmp_path / "davis", tmp_path / "out"
+    shutil.copytree(stills, root)
+    assert run(root, out) == 0
+    (root / "Annotations" / "480p" / "s4" / "00000.png").write_bytes(b"garbage")
+    assert run(root, out, "--resume") == 1
+    assert (out / "s4" / "failure.json").exists() and read_json(out, "summary.json")["missing"] == ["s4"]
+
+
 def test_a_run_of_which_nothing_could_be_tracked_exits_as_one_that_is_impossible(damaged, tracked, tmp_path, capsys):
     assert run(damaged, tmp_path / "out", "--sequences", "s3", "s4") == 2
     assert failures_in(capsys.readouterr().err).keys() == REASONS.keys()

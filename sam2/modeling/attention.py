@@ -16,16 +16,17 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0) -> Tensor:
 
     The fused kernel answers, but for bfloat16 on a CPU that multiplies it in AVX-512 and has no AMX: there (torch 2.14)
     the kernel converts to float32, and two matrix products are up to 2.6 times as fast, and no slower on any size of
-    the models here; a frame of the small model takes 8 % less time.
+    the models here; a frame of the small model takes 8 % less time. Not while gradients are recorded, which would keep
+    the shares: training chooses for itself.
     """
-    if WRITES_OUT_BFLOAT16 and q.dtype == torch.bfloat16 and q.device.type == "cpu":
+    if WRITES_OUT_BFLOAT16 and q.dtype == torch.bfloat16 and q.device.type == "cpu" and not torch.is_grad_enabled():
         return attend_in_parts(q, k, v, dropout_p)
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p)
 
 
 def attend_in_parts(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0) -> Tensor:
     """`attend` by `write_out`, so many queries at a time that their shares take no more than `SHARES_BYTES`."""
-    queries = max(1, SHARES_BYTES // (q[..., :1, :1].numel() * k.shape[-2] * q.element_size()))
+    queries = max(1, SHARES_BYTES // max(1, q[..., :1, :1].numel() * k.shape[-2] * q.element_size()))
     if queries >= q.shape[-2]:
         return write_out(q, k, v, dropout_p)
     return torch.cat([write_out(part, k, v, dropout_p) for part in q.split(queries, dim=-2)], dim=-2)

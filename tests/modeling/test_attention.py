@@ -16,6 +16,7 @@ def tokens(dtype: torch.dtype, *shapes: tuple[int, ...]) -> list[Tensor]:
     return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("parts", [1, 3, 10])
 @pytest.mark.parametrize("shape", [(2, 3), (4,), ()])
 def test_written_out_and_fused_attention_agree(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], parts: int):
@@ -32,6 +33,7 @@ def test_written_out_and_fused_attention_agree(monkeypatch: pytest.MonkeyPatch, 
     assert (answer.double() - exact).abs().max() < 2e-2  # three roundings to eight bits
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_all_but_bfloat16_on_a_cpu_that_multiplies_it_is_the_fused_kernel(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
@@ -42,8 +44,24 @@ def test_all_but_bfloat16_on_a_cpu_that_multiplies_it_is_the_fused_kernel(
     assert torch.equal(attend(q, k, v), F.scaled_dot_product_attention(q, k, v))
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("writes_out", [False, True])
 def test_dropout_reaches_the_shares(monkeypatch: pytest.MonkeyPatch, writes_out: bool):
     monkeypatch.setattr(attention, "WRITES_OUT_BFLOAT16", writes_out)
     q, k, v = tokens(torch.bfloat16, (1, 1, 4, 16), (1, 1, 4, 16), (1, 1, 4, 16))
     assert not attend(q, k, v, dropout_p=1.0).any()
+
+
+def test_what_records_gradients_keeps_the_fused_kernel(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(attention, "WRITES_OUT_BFLOAT16", True)
+    monkeypatch.setattr(attention, "write_out", None)
+    q, k, v = tokens(torch.bfloat16, (1, 1, 4, 16), (1, 1, 4, 16), (1, 1, 4, 16))
+    attend(q.requires_grad_(), k, v).sum().backward()
+    assert q.grad is not None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("writes_out", [False, True])
+def test_nothing_may_ask_nothing(monkeypatch: pytest.MonkeyPatch, writes_out: bool):
+    monkeypatch.setattr(attention, "WRITES_OUT_BFLOAT16", writes_out)
+    assert attend(*tokens(torch.bfloat16, (0, 2, 4, 8), (0, 2, 4, 8), (0, 2, 4, 8))).shape == (0, 2, 4, 8)
