@@ -197,7 +197,7 @@ class Trainer:
                 batch = exactly(batch, stage.objects)
             with self._without_sync(not is_last):
                 with self._autocast(), fast_attention(self.device):
-                    result: BatchResult = self.parallel(batch, stage.prompts).batch
+                    result: BatchResult = self.parallel(batch, stage.prompts, lead=stage.lead).batch
                 self._check_finite(result.losses.total)
                 (result.losses.total / len(batches)).backward()
             reports.append(_numbers(result))

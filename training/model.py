@@ -6,6 +6,8 @@ N clips, T frames, B objects of all clips together, S x S pixels.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -49,33 +51,56 @@ class ClipModel(nn.Module):
         for name, value in (("image_mean", IMAGE_MEAN), ("image_std", IMAGE_STD)):
             self.register_buffer(name, 255 * torch.tensor(value)[:, None, None], persistent=False)
 
-    def forward(self, batch: ClipBatch, mix: PromptMix, keep_masks: bool = False) -> ClipResult:
-        """Prompt and track all objects. The random choices are torch's global generator's."""
+    def forward(self, batch: ClipBatch, mix: PromptMix, *, lead: int = 0, keep_masks: bool = False) -> ClipResult:
+        """Prompt and track all objects. The random choices are torch's global generator's.
+
+        Args:
+            lead: how many frames after the first are tracked without gradients or losses. What is trained after them
+                starts from masks that have drifted, as they do late in a long video.
+            keep_masks: return the masks of all frames.
+        """
         num_objects, num_frames = batch.masks.shape[:2]
-        encoded = self._encode(batch.frames)
+        encoded = self._encode_clips(batch.frames, lead)
         groups = group_prompts(batch.masks[:, 0, None], mix)
-        plan = draw_plan(mix, num_frames)
+        plan = draw_plan(mix, num_frames, lead)
         bank, tally, kept = MemoryBank({}, {}), Tally(self.weights), {}
         order = (*plan.prompted, *(t for t in range(num_frames) if t not in plan.prompted))
         for t in order:
             features = _features_of(encoded, batch.clip_of, t, num_frames)
             target = batch.masks[:, t, None]  # (B, 1, S, S)
-            if t in plan.prompted:
-                prompts = groups if t == 0 else prompt_again(groups, target)
-                output = self._prompted_frame(features, target, prompts, plan.first_clicks, tally)
-            else:
-                answers = self._tracked_frame(features, target, bank, FrameRequest(t, num_frames), plan)
-                tally.add("tracked", answers, target[:, 0], counted=_prompted_by_mask(groups, num_objects))
-                output = answers[-1]
-            if t == plan.practice_frame:
-                self._practise(features, target, plan.practice_clicks, tally)
-            if t != order[-1]:
-                frames = bank.prompted if t in plan.prompted or t in plan.corrected else bank.propagated
-                frames[t] = self._remember(features, output)  # type: ignore[index]
+            is_lead = 0 < t <= lead
+            with _no_gradients() if is_lead else nullcontext():
+                if t in plan.prompted:
+                    prompts = groups if t == 0 else prompt_again(groups, target)
+                    output = self._prompted_frame(features, target, prompts, plan.first_clicks, tally)
+                else:
+                    answers = self._tracked_frame(features, target, bank, FrameRequest(t, num_frames), plan)
+                    if not is_lead:
+                        tally.add("tracked", answers, target[:, 0], counted=_prompted_by_mask(groups, num_objects))
+                    output = answers[-1]
+                if t == plan.practice_frame:
+                    self._practise(features, target, plan.practice_clicks, tally)
+                if t != order[-1]:
+                    frames = bank.prompted if t in plan.prompted or t in plan.corrected else bank.propagated
+                    frames[t] = self._remember(features, output)  # type: ignore[index]
             if keep_masks:
                 kept[t] = output.high_res_masks[:, 0] > 0
         masks = torch.stack([kept[t] for t in sorted(kept)], dim=1) if keep_masks else None
-        return ClipResult(tally.result(1 / (num_objects * num_frames)), masks)
+        return ClipResult(tally.result(1 / (num_objects * (num_frames - lead))), masks)
+
+    def _encode_clips(self, frames: Tensor, lead: int) -> FrameFeatures:
+        """Frames uint8 (N, T, 3, S, S) -> the maps of all N T frames; those of the `lead` have no gradients."""
+        if lead == 0:
+            return self._encode(frames)
+        with _no_gradients():
+            led = self._encode(frames[:, 1 : 1 + lead])
+        trained = self._encode(torch.cat([frames[:, :1], frames[:, 1 + lead :]], dim=1))
+        maps = []
+        for with_gradients, without in zip(trained.maps, led.maps, strict=True):
+            first, rest = with_gradients.unflatten(0, (len(frames), -1)).tensor_split([1], dim=1)
+            middle = without.unflatten(0, (len(frames), lead))
+            maps.append(torch.cat([first, middle, rest], dim=1).flatten(0, 1))
+        return FrameFeatures(maps, trained.positions)
 
     def _encode(self, frames: Tensor) -> FrameFeatures:
         """Frames uint8 (N, T, 3, S, S) -> the maps of all N T frames."""
@@ -158,6 +183,16 @@ class ClipModel(nn.Module):
             output.low_res_masks, output.obj_ptr, output.object_score_logits,
             maskmem_features=memory.features, maskmem_pos_enc=[memory.position],
         )  # fmt: skip
+
+
+@contextmanager
+def _no_gradients() -> Iterator[None]:
+    """`torch.no_grad` that may be part of a pass which trains."""
+    with torch.no_grad():
+        yield
+    # Before torch 2.10 autocast keeps weights that it casts in here, which have no gradients, for what is trained later
+    # (pytorch issue 158232).
+    torch.clear_autocast_cache()
 
 
 def _prompted_by_mask(groups: list[PromptGroup], num_objects: int) -> Tensor:

@@ -76,32 +76,34 @@ def prompt_again(groups: Sequence[PromptGroup], masks: Tensor) -> list[PromptGro
     return again
 
 
-def draw_plan(mix: PromptMix, num_frames: int) -> Plan:
-    """Decide which frames are prompted and corrected."""
+def draw_plan(mix: PromptMix, num_frames: int, lead: int = 0) -> Plan:
+    """Decide which frames are prompted and corrected: any but the `lead` ones after the first."""
+    frames = [0, *range(1 + lead, num_frames)]
+    count = len(frames)
     first_chance, later_chance, practice_chance = torch.rand(3).tolist()
     first_clicks, later_clicks, practice_clicks = torch.randint(1, mix.max_corrections + 1, (3,)).tolist()
-    practice_frame = int(torch.randint(num_frames, ()).item())
-    corrected = [int(torch.randint(1, max(num_frames, 2), ()).item())]
+    practice = int(torch.randint(count, ()).item())
+    corrected = [int(torch.randint(1, max(count, 2), ()).item())]
     if mix.corrected_frames > 1:
-        corrected += _some_frames(num_frames, mix.corrected_frames - 1)
-    prompted = [0, *_some_frames(num_frames, mix.prompted_frames - 1)]
-    corrects_later = later_chance < mix.correction and num_frames > 1
+        corrected += _some_numbers(count, mix.corrected_frames - 1)
+    prompted = [0, *_some_numbers(count, mix.prompted_frames - 1)]
+    corrects_later = later_chance < mix.correction and count > 1
     return Plan(
-        prompted=tuple(prompted),
+        prompted=tuple(frames[i] for i in prompted),
         first_clicks=first_clicks if first_chance < mix.first_correction else 0,
-        corrected=tuple(sorted({*corrected} - {*prompted})) if corrects_later else (),
+        corrected=tuple(frames[i] for i in sorted({*corrected} - {*prompted})) if corrects_later else (),
         clicks=later_clicks,
-        practice_frame=practice_frame if practice_chance < mix.practice else None,
+        practice_frame=frames[practice] if practice_chance < mix.practice else None,
         practice_clicks=practice_clicks,
     )
 
 
-def _some_frames(num_frames: int, most: int) -> list[int]:
-    """0 to `most` of the frames after the first, in order."""
+def _some_numbers(end: int, most: int) -> list[int]:
+    """0 to `most` of the numbers from 1 to below `end`, in order."""
     if most == 0:
         return []
     count = int(torch.randint(most + 1, ()).item())
-    return sorted((1 + torch.randperm(num_frames - 1)[:count]).tolist())
+    return sorted((1 + torch.randperm(end - 1)[:count]).tolist())
 
 
 def add_click(points: PointInputs | None, target: Tensor, answer: Tensor) -> PointInputs:

@@ -61,6 +61,7 @@ class Stage:
 
     steps: int = MISSING
     frames: int = MISSING  # per clip
+    lead: int = 0  # of them, after the first: tracked as in use, without training; what follows starts from their masks
     clips: int = MISSING  # per step and process; each is its own share of a step with `accumulate`
     lr: float = MISSING
     lr_end: float = MISSING
@@ -214,7 +215,9 @@ def _check_source(place: str, source: DataSource, kinds: Sequence[str]) -> None:
 
 def _check_stage(place: str, stage: Stage) -> None:
     least = dict.fromkeys(("steps", "frames", "clips", "accumulate", "repeat", "max_objects"), 1)
-    _check_bounds(f"{place}.", stage, {**least, "lr": 0, "lr_end": 0, "warmup": 0})
+    _check_bounds(f"{place}.", stage, {**least, "lr": 0, "lr_end": 0, "warmup": 0, "lead": 0})
+    if stage.lead and stage.lead > stage.frames - 2:
+        raise ValueError(f"{place}.lead must leave a frame to train after it, got {stage.lead} of {stage.frames} frames")
     if stage.objects is not None and stage.objects < 1:
         raise ValueError(f"{place}.objects must be at least 1 or null, got {stage.objects}")
     if stage.image_size is not None and (stage.image_size < 64 or stage.image_size % 32):
@@ -228,9 +231,10 @@ def _check_stage(place: str, stage: Stage) -> None:
     _check_shares(f"{place}.prompts.", mix, ("correction", "first_correction", "practice"))
     if mix.mask > 0 and stage.frames == 1:
         raise ValueError(f"{place}.prompts.mask must be 0 for single frames: a given mask leaves nothing to learn")
-    if mix.prompted_frames > 1 and stage.frames <= mix.prompted_frames:
+    trained = stage.frames - stage.lead
+    if mix.prompted_frames > 1 and trained <= mix.prompted_frames:
         raise ValueError(
-            f"{place}.prompts.prompted_frames must leave frames to track, got {mix.prompted_frames} of {stage.frames}"
+            f"{place}.prompts.prompted_frames must leave frames to track, got {mix.prompted_frames} of {trained}"
         )
 
 

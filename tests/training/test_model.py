@@ -101,10 +101,39 @@ def test_further_prompted_frames_are_remembered_before_anything_is_tracked(
 
     monkeypatch.setattr(ClipModel, "_tracked_frame", watched)
     plan = Plan(prompted=(0, 2), first_clicks=0, corrected=(), clicks=1, practice_frame=None, practice_clicks=1)
-    monkeypatch.setattr("training.model.draw_plan", lambda mix, num_frames: plan)
+    monkeypatch.setattr("training.model.draw_plan", lambda mix, num_frames, lead: plan)
     masks = masks_of(model, batch, MASKS_ONLY)
     assert seen == [(1, [0, 2], [])]
     assert torch.equal(masks[:, 2], batch.masks[:, 2]), "a given mask is the answer"
+
+
+def test_a_lead_is_tracked_alike_and_the_frames_after_it_alone_are_trained(
+    model: ClipModel, batch: ClipBatch, monkeypatch: pytest.MonkeyPatch
+):
+    clip = ClipBatch(batch.frames[:, [0, 1, 2, 1, 2]], batch.masks[:, [0, 1, 2, 1, 2]], batch.clip_of)
+    losses: list[float] = []
+
+    def watched(answer: Any, target: torch.Tensor, weights: LossWeights) -> Any:
+        answered = answer_losses(answer, target, weights)
+        losses.append(answered.losses.total.item())
+        return answered
+
+    monkeypatch.setattr("training.losses.answer_losses", watched)
+    led = model(clip, MASKS_ONLY, lead=2, keep_masks=True)
+    assert led.masks is not None and torch.equal(led.masks, masks_of(model, clip))
+    after, whole = losses[:2], losses[2:]
+    assert len(whole) == 4 and after == pytest.approx(whole[2:], rel=1e-4)
+    assert led.batch.losses.total.item() == pytest.approx(sum(after) / (3 * 3), rel=1e-4), "3 objects, 3 frames"
+
+
+def test_what_a_lead_has_used_learns_all_the_same_in_bfloat16(model: ClipModel, batch: ClipBatch):
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(batch, MASKS_ONLY, lead=1).batch.losses.total
+    loss.backward()
+    parts = ("memory_attention.layers.0.linear1.weight", "memory_encoder.out_proj.weight", "image_encoder.trunk.patch")
+    for part in parts:
+        learns = [p.grad is not None and p.grad.any() for n, p in model.network.named_parameters() if n.startswith(part)]
+        assert learns and all(learns), part
 
 
 def test_without_gradients_long_clips_are_encoded_a_part_at_a_time(

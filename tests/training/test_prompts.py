@@ -72,6 +72,15 @@ def test_several_frames_are_prompted_and_others_corrected():
     assert not any({*each.prompted} & {*each.corrected} for each in drawn)
 
 
+def test_frames_of_the_lead_are_neither_prompted_nor_corrected():
+    torch.manual_seed(0)
+    mix = PromptMix(correction=1.0, prompted_frames=2, corrected_frames=2, practice=1.0)
+    drawn = [draw_plan(mix, num_frames=6, lead=3) for _ in range(200)]
+    assert {each.prompted for each in drawn} == {(0,), (0, 4), (0, 5)}
+    assert {frame for each in drawn for frame in each.corrected} == {4, 5}
+    assert {each.practice_frame for each in drawn} == {0, 4, 5}
+
+
 def test_on_another_frame_objects_are_prompted_in_their_own_way_unless_they_are_absent():
     groups = [prompt_group("mask", torch.tensor([1]), blocks(4)[[1]])]
     groups.append(prompt_group("click", torch.tensor([0, 2, 3]), blocks(4)[[0, 2, 3]]))

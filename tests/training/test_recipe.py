@@ -63,6 +63,8 @@ def test_overrides_change_nested_keys_and_items_of_lists(minimal: Path):
         ("stages.0.repeat=0", "stages.0.repeat must be at least 1, got 0"),
         ("stages.0.objects=0", "stages.0.objects must be at least 1 or null, got 0"),
         ("stages.0.frames=1", "stages.0.prompts.mask must be 0 for single frames"),
+        ("stages.0.lead=-1", "stages.0.lead must be at least 0, got -1"),
+        ("stages.0.lead=1", "stages.0.lead must leave a frame to train after it, got 1 of 2 frames"),
         ("stages.0.prompts.box=-1", "must be shares"),
         ("data=[{kind: films}]", "data.0.kind must be drawn, davis or sav, got 'films'"),
         ("data=[{kind: davis}]", "data.0.root"),
