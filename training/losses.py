@@ -40,7 +40,7 @@ class BatchResult(NamedTuple):
     """The loss of a batch, and sums over its objects and frames that tell how the network does, scalars."""
 
     losses: Losses
-    tracked_iou: Tensor  # of visible objects that were prompted by their mask, before any correction
+    tracked_iou: Tensor  # of visible objects that were prompted by their mask, before any correction, after the lead
     tracked: Tensor  # how many there were
     prompted_iou: Tensor  # of the first answers to boxes and clicks
     prompted: Tensor

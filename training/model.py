@@ -23,7 +23,7 @@ from training.prompts import Plan, PromptGroup, add_click, draw_plan, group_prom
 from training.recipe import LossWeights, PromptMix
 
 PRACTICE_UNIT = 8  # of more objects than this, a multiple of it is tried out, so that sizes come again
-FRAMES_AT_ONCE = 8  # that are encoded while nothing is trained
+FRAMES_AT_ONCE = 8  # that are encoded together without gradients
 LOGIT_LIMIT = 32.0  # previous answers are fed back clamped, as the predictors do
 
 
@@ -32,6 +32,22 @@ class ClipResult(NamedTuple):
 
     batch: BatchResult
     masks: Tensor | None
+
+
+class ClipMaps(NamedTuple):
+    """The maps of whole clips. Those of the lead, which have no gradients, stay apart: going back through the others
+    costs nothing for them."""
+
+    trained: FrameFeatures  # N num_trained frames: the first of each clip, and those after the lead
+    num_trained: int  # frames per clip
+    led: FrameFeatures | None  # N lead frames
+    lead: int
+
+    def of_objects(self, clip_of: Tensor, t: int) -> FrameFeatures:
+        """The maps of frame t, once per object."""
+        if self.led is not None and 0 < t <= self.lead:
+            return _rows_of(self.led, clip_of * self.lead + t - 1)
+        return _rows_of(self.trained, clip_of * self.num_trained + max(t - self.lead, 0))
 
 
 class ClipModel(nn.Module):
@@ -55,21 +71,21 @@ class ClipModel(nn.Module):
         """Prompt and track all objects. The random choices are torch's global generator's.
 
         Args:
-            lead: how many frames after the first are tracked without gradients or losses. What is trained after them
-                starts from masks that have drifted, as they do late in a long video.
+            lead: how many frames after the first are tracked without gradients or losses. The frames after them start
+                from masks that have drifted, as they do late in a long video.
             keep_masks: return the masks of all frames.
         """
         num_objects, num_frames = batch.masks.shape[:2]
-        encoded = self._encode_clips(batch.frames, lead)
+        encoded = self._encode_apart(batch, lead)
         groups = group_prompts(batch.masks[:, 0, None], mix)
         plan = draw_plan(mix, num_frames, lead)
         bank, tally, kept = MemoryBank({}, {}), Tally(self.weights), {}
         order = (*plan.prompted, *(t for t in range(num_frames) if t not in plan.prompted))
         for t in order:
-            features = _features_of(encoded, batch.clip_of, t, num_frames)
             target = batch.masks[:, t, None]  # (B, 1, S, S)
             is_lead = 0 < t <= lead
             with _no_gradients() if is_lead else nullcontext():
+                features = encoded.of_objects(batch.clip_of, t)
                 if t in plan.prompted:
                     prompts = groups if t == 0 else prompt_again(groups, target)
                     output = self._prompted_frame(features, target, prompts, plan.first_clicks, tally)
@@ -88,19 +104,14 @@ class ClipModel(nn.Module):
         masks = torch.stack([kept[t] for t in sorted(kept)], dim=1) if keep_masks else None
         return ClipResult(tally.result(1 / (num_objects * (num_frames - lead))), masks)
 
-    def _encode_clips(self, frames: Tensor, lead: int) -> FrameFeatures:
-        """Frames uint8 (N, T, 3, S, S) -> the maps of all N T frames; those of the `lead` have no gradients."""
-        if lead == 0:
-            return self._encode(frames)
-        with _no_gradients():
-            led = self._encode(frames[:, 1 : 1 + lead])
-        trained = self._encode(torch.cat([frames[:, :1], frames[:, 1 + lead :]], dim=1))
-        maps = []
-        for with_gradients, without in zip(trained.maps, led.maps, strict=True):
-            first, rest = with_gradients.unflatten(0, (len(frames), -1)).tensor_split([1], dim=1)
-            middle = without.unflatten(0, (len(frames), lead))
-            maps.append(torch.cat([first, middle, rest], dim=1).flatten(0, 1))
-        return FrameFeatures(maps, trained.positions)
+    def _encode_apart(self, batch: ClipBatch, lead: int) -> ClipMaps:
+        """Encode all frames, those of the lead without gradients."""
+        led = None
+        if lead:
+            with _no_gradients():
+                led = self._encode(batch.frames[:, 1 : 1 + lead])
+        trained = torch.cat([batch.frames[:, :1], batch.frames[:, 1 + lead :]], dim=1) if lead else batch.frames
+        return ClipMaps(self._encode(trained), trained.shape[1], led, lead)
 
     def _encode(self, frames: Tensor) -> FrameFeatures:
         """Frames uint8 (N, T, 3, S, S) -> the maps of all N T frames."""
@@ -187,11 +198,11 @@ class ClipModel(nn.Module):
 
 @contextmanager
 def _no_gradients() -> Iterator[None]:
-    """`torch.no_grad` that may be part of a pass which trains."""
+    """`torch.no_grad` inside a pass that trains."""
     with torch.no_grad():
         yield
-    # Before torch 2.10 autocast keeps weights that it casts in here, which have no gradients, for what is trained later
-    # (pytorch issue 158232).
+    # Older torch (2.5, no longer 2.14) hands weights that autocast has cast in here, without gradients, to what is
+    # trained later (pytorch issue 158232).
     torch.clear_autocast_cache()
 
 
@@ -203,12 +214,8 @@ def _prompted_by_mask(groups: list[PromptGroup], num_objects: int) -> Tensor:
     return given
 
 
-def _features_of(encoded: FrameFeatures, clip_of: Tensor, t: int, num_frames: int) -> FrameFeatures:
-    """The maps of frame t, once per object. All frames have the same position encodings."""
-    return _rows_of(encoded, clip_of * num_frames + t)
-
-
 def _rows_of(features: FrameFeatures, rows: Tensor) -> FrameFeatures:
+    """The maps of some frames. All frames have the same position encodings."""
     return FrameFeatures(
         [x[rows] for x in features.maps], [p[:1].expand(len(rows), -1, -1, -1) for p in features.positions]
     )

@@ -61,7 +61,9 @@ class Stage:
 
     steps: int = MISSING
     frames: int = MISSING  # per clip
-    lead: int = 0  # of them, after the first: tracked as in use, without training; what follows starts from their masks
+    lead: int = (
+        0  # of them, those after the first that are tracked but not trained: what follows starts from their masks
+    )
     clips: int = MISSING  # per step and process; each is its own share of a step with `accumulate`
     lr: float = MISSING
     lr_end: float = MISSING
@@ -217,7 +219,9 @@ def _check_stage(place: str, stage: Stage) -> None:
     least = dict.fromkeys(("steps", "frames", "clips", "accumulate", "repeat", "max_objects"), 1)
     _check_bounds(f"{place}.", stage, {**least, "lr": 0, "lr_end": 0, "warmup": 0, "lead": 0})
     if stage.lead and stage.lead > stage.frames - 2:
-        raise ValueError(f"{place}.lead must leave a frame to train after it, got {stage.lead} of {stage.frames} frames")
+        raise ValueError(
+            f"{place}.lead must leave a frame to train after it, got {stage.lead} of {stage.frames} frames"
+        )
     if stage.objects is not None and stage.objects < 1:
         raise ValueError(f"{place}.objects must be at least 1 or null, got {stage.objects}")
     if stage.image_size is not None and (stage.image_size < 64 or stage.image_size % 32):
@@ -234,7 +238,8 @@ def _check_stage(place: str, stage: Stage) -> None:
     trained = stage.frames - stage.lead
     if mix.prompted_frames > 1 and trained <= mix.prompted_frames:
         raise ValueError(
-            f"{place}.prompts.prompted_frames must leave frames to track, got {mix.prompted_frames} of {trained}"
+            f"{place}.prompts.prompted_frames must leave frames to track, got {mix.prompted_frames} of {trained} frames"
+            f"{' outside of the lead' if stage.lead else ''}"
         )
 
 

@@ -120,9 +120,9 @@ def test_clips_that_are_repeated_are_varied_and_objects_counted(
     seen: list[ClipBatch] = []
     forward = ClipModel.forward
 
-    def watched(self: ClipModel, batch: ClipBatch, *rest: Any) -> Any:
+    def watched(self: ClipModel, batch: ClipBatch, *rest: Any, **options: Any) -> Any:
         seen.append(batch)
-        return forward(self, batch, *rest)
+        return forward(self, batch, *rest, **options)
 
     drawn: list[torch.Tensor] = []
     monkeypatch.setattr(ClipModel, "forward", watched)
@@ -133,6 +133,20 @@ def test_clips_that_are_repeated_are_varied_and_objects_counted(
     assert [len(batch.masks) for batch in seen] == [5] * 4
     assert len(drawn) == 2 and torch.equal(drawn[0], drawn[1]), "only the second stage varies, one batch twice"
     assert not torch.equal(seen[2].frames, seen[3].frames) and not torch.equal(seen[2].frames, drawn[0])
+
+
+def test_each_stage_has_its_own_lead(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    leads: list[int] = []
+    forward = ClipModel.forward
+
+    def watched(self: ClipModel, *args: Any, lead: int, **options: Any) -> Any:
+        leads.append(lead)
+        return forward(self, *args, lead=lead, **options)
+
+    monkeypatch.setattr(ClipModel, "forward", watched)
+    stages = [replace(recipe.stages[0], steps=1, frames=3, lead=lead) for lead in (1, 0)]
+    Trainer(replace(recipe, stages=stages), tmp_path).run()
+    assert leads == [1, 0]
 
 
 def test_a_stage_leaves_what_it_freezes_as_it_is(recipe: Recipe, tmp_path: Path):

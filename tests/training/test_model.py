@@ -126,13 +126,39 @@ def test_a_lead_is_tracked_alike_and_the_frames_after_it_alone_are_trained(
     assert led.batch.losses.total.item() == pytest.approx(sum(after) / (3 * 3), rel=1e-4), "3 objects, 3 frames"
 
 
-def test_what_a_lead_has_used_learns_all_the_same_in_bfloat16(model: ClipModel, batch: ClipBatch):
+def test_a_lead_keeps_nothing_to_go_back_through(model: ClipModel, batch: ClipBatch, monkeypatch: pytest.MonkeyPatch):
+    recorded: list[bool] = []
+    encode, remember = model.network.encode_image, ClipModel._remember
+
+    def encoding(images: torch.Tensor) -> Any:
+        recorded.append(torch.is_grad_enabled())
+        return encode(images)
+
+    def remembering(*args: Any) -> Any:
+        recorded.append(torch.is_grad_enabled())
+        return remember(*args)
+
+    monkeypatch.setattr(model.network, "encode_image", encoding)
+    monkeypatch.setattr(ClipModel, "_remember", remembering)
+    model(batch, MASKS_ONLY, lead=1)
+    assert recorded == [False, True, True, False], "the lead's encoding, that of the others, and two memories"
+
+
+def test_what_a_lead_has_used_learns_all_the_same_in_bfloat16(
+    model: ClipModel, batch: ClipBatch, monkeypatch: pytest.MonkeyPatch
+):
+    cleared: list[None] = []
+    clear = torch.clear_autocast_cache
+    monkeypatch.setattr("torch.clear_autocast_cache", lambda: cleared.append(clear()))
     with torch.autocast("cpu", torch.bfloat16):
         loss = model(batch, MASKS_ONLY, lead=1).batch.losses.total
+        assert len(cleared) == 2, "after encoding and tracking; without it some of this learns nothing with older torch"
     loss.backward()
     parts = ("memory_attention.layers.0.linear1.weight", "memory_encoder.out_proj.weight", "image_encoder.trunk.patch")
     for part in parts:
-        learns = [p.grad is not None and p.grad.any() for n, p in model.network.named_parameters() if n.startswith(part)]
+        learns = [
+            p.grad is not None and p.grad.any() for n, p in model.network.named_parameters() if n.startswith(part)
+        ]
         assert learns and all(learns), part
 
 
