@@ -43,9 +43,13 @@ class ClipMaps(NamedTuple):
     led: FrameFeatures | None  # N lead frames
     lead: int
 
+    def is_lead(self, t: int) -> bool:
+        """Whether frame t is tracked only."""
+        return 0 < t <= self.lead
+
     def of_objects(self, clip_of: Tensor, t: int) -> FrameFeatures:
         """The maps of frame t, once per object."""
-        if self.led is not None and 0 < t <= self.lead:
+        if self.led is not None and self.is_lead(t):
             return _rows_of(self.led, clip_of * self.lead + t - 1)
         return _rows_of(self.trained, clip_of * self.num_trained + max(t - self.lead, 0))
 
@@ -83,7 +87,7 @@ class ClipModel(nn.Module):
         order = (*plan.prompted, *(t for t in range(num_frames) if t not in plan.prompted))
         for t in order:
             target = batch.masks[:, t, None]  # (B, 1, S, S)
-            is_lead = 0 < t <= lead
+            is_lead = encoded.is_lead(t)
             with _no_gradients() if is_lead else nullcontext():
                 features = encoded.of_objects(batch.clip_of, t)
                 if t in plan.prompted:
@@ -106,12 +110,12 @@ class ClipModel(nn.Module):
 
     def _encode_apart(self, batch: ClipBatch, lead: int) -> ClipMaps:
         """Encode all frames, those of the lead without gradients."""
-        led = None
-        if lead:
-            with _no_gradients():
-                led = self._encode(batch.frames[:, 1 : 1 + lead])
-        trained = torch.cat([batch.frames[:, :1], batch.frames[:, 1 + lead :]], dim=1) if lead else batch.frames
-        return ClipMaps(self._encode(trained), trained.shape[1], led, lead)
+        if lead == 0:
+            return ClipMaps(self._encode(batch.frames), batch.frames.shape[1], None, 0)
+        first, led, rest = batch.frames.tensor_split([1, 1 + lead], dim=1)
+        with _no_gradients():
+            led_maps = self._encode(led)
+        return ClipMaps(self._encode(torch.cat([first, rest], dim=1)), 1 + rest.shape[1], led_maps, lead)
 
     def _encode(self, frames: Tensor) -> FrameFeatures:
         """Frames uint8 (N, T, 3, S, S) -> the maps of all N T frames."""

@@ -61,9 +61,7 @@ class Stage:
 
     steps: int = MISSING
     frames: int = MISSING  # per clip
-    lead: int = (
-        0  # of them, those after the first that are tracked but not trained: what follows starts from their masks
-    )
+    lead: int = 0  # of them, those after the first that are tracked, not trained; the rest starts from their masks
     clips: int = MISSING  # per step and process; each is its own share of a step with `accumulate`
     lr: float = MISSING
     lr_end: float = MISSING

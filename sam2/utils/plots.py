@@ -121,10 +121,10 @@ def _draw_legend(
     draw: ImageDraw.ImageDraw, frame: _Frame, names: Sequence[str], colours: Sequence[tuple[int, int, int]],
     lines: Sequence[Sequence[tuple[float, float]]],
 ) -> None:  # fmt: skip
-    """Names in the corner that the lines pass least."""
+    """Names in the corner, or at the side, that the lines pass least."""
     font, line = _font(13), 22 * _SCALE
     width = max(_text_width(draw, name, font) for name in names) + 44 * _SCALE
-    left, top = _free_corner(frame, lines, width, line * len(names) + 8 * _SCALE)
+    left, top = _free_place(frame, lines, width, line * len(names) + 8 * _SCALE)
     box = [left, top, left + width, top + line * len(names) + 8 * _SCALE]
     draw.rounded_rectangle(box, 5 * _SCALE, fill="white", outline=_FAINT, width=_SCALE)
     for i, (name, colour) in enumerate(zip(names, colours, strict=True)):
@@ -134,10 +134,10 @@ def _draw_legend(
         _write(draw, (text_middle, middle), name, font)
 
 
-def _free_corner(
+def _free_place(
     frame: _Frame, lines: Sequence[Sequence[tuple[float, float]]], width: float, height: float
 ) -> tuple[float, float]:
-    """Where a box in a corner begins (left, top): the lower left one, unless lines pass another less."""
+    """Where a box begins (left, top): in the lower left corner, unless lines pass another, or a place between, less."""
     shares = np.linspace(0, 1, 50)[:, None]
     ways = [
         np.asarray(a) + shares * (np.asarray(b) - np.asarray(a))
@@ -145,14 +145,16 @@ def _free_corner(
     ]  # fmt: skip
     passed = np.concatenate([np.asarray(places, float).reshape(-1, 2) for places in lines] + ways)
     margin = 12 * _SCALE
-    corners = [
-        (left, top)
-        for left in (frame.left + margin, frame.right - margin - width)
-        for top in (frame.bottom - margin - height, frame.top + margin)
-    ]
-    return min(
-        corners, key=lambda at: int(((passed >= at) & (passed <= np.add(at, (width, height)))).all(axis=1).sum())
-    )
+    sides = (frame.left + margin, frame.right - margin - width)
+    lowest, *between, highest = np.linspace(frame.bottom - margin - height, frame.top + margin, 13).tolist()
+    places = [(left, top) for tops in ((lowest, highest), between) for left in sides for top in tops]
+    reach = 8 * _SCALE  # of a marker
+
+    def covered(place: tuple[float, float]) -> int:
+        low, high = np.subtract(place, reach), np.add(place, (width + reach, height + reach))
+        return int(((passed >= low) & (passed <= high)).all(axis=1).sum())
+
+    return min(places, key=covered)
 
 
 def _with_room(values: np.ndarray) -> tuple[float, float]:

@@ -38,6 +38,15 @@ def test_the_legend_covers_no_line_that_another_corner_would_spare(rises: bool):
     assert np.isin(np.arange(np.ceil(left + room), right - room), columns).all()
 
 
+def test_where_all_corners_are_passed_the_legend_is_between_them():
+    curves = [Curve(name, [Point(0, at), Point(1, at)]) for name, at in (("a name", 0), ("another", 1))]
+    picture = np.array(draw_curves(curves, title="", x_label="", y_label="", width=400, height=300))
+    coloured = (np.ptp(picture.astype(int), axis=-1) > 60).sum(axis=1)  # pixels of each row
+    assert min(coloured[:120].max(), coloured[180:].max()) > 235, (
+        "both lines from end to end, but for their markers' rims"
+    )
+
+
 def test_a_single_point_can_be_drawn():
     assert draw_curves([Curve("a", [Point(3, 3)])], title="", x_label="", y_label="").size == (900, 560)
 
