@@ -4,14 +4,18 @@
     python benchmarks/embedded_model.py --davis_root DAVIS --picture masks.png   # and every sequence of a folder
     python benchmarks/embedded_model.py --davis_root DAVIS --image-size 640 --methods mask   # sees smaller things
     python benchmarks/embedded_model.py --davis_root DAVIS --config mine.yaml --checkpoint outputs/mine/model.pt
+    python benchmarks/embedded_model.py --first 1000 --methods mask --config nano --checkpoint outputs/mine/model.pt \\
+        --beside checkpoints/sam2.1_hiera_nano.pt   # are mine better? other clips than those of the tables
 
 J&F as `eval_davis_jf.py` counts it: mean over objects, the first and the last frame left out. Objects that touch go to
 the one with the higher logit. Nothing is skipped. Two ways that need no network stand beside the model: the first mask
 copied to every frame, and the first mask carried from frame to frame by optical flow. A box is the mask's own, a click
 the point deepest inside it.
 
-The drawn clips have the seeds 0, 1, ..., which training never draws, are 480p and as difficult as training's, evenly
-from 0 to `--difficulty`. Speed is that of one object, end to end: opening, reading, tracking, label maps.
+The drawn clips have the seeds 0, 1, ..., or those from `--first` on, which training never draws, are 480p and as
+difficult as training's, evenly from 0 to `--difficulty`. Speed is that of one object, end to end: opening, reading,
+tracking, label maps. `--beside` measures other weights of the same config on the same clips; the standard error of the
+mean difference, clip by clip, tells whether it is more than chance.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +39,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from sam2.build_sam import build_sam2_video_predictor
+from sam2.build_sam import EMBEDDED, build_sam2_video_predictor
 from sam2.command_line import Parser, check_model_options, exit_code
 from sam2.modeling.sam2_utils import sample_one_point_from_error_center
 from sam2.utils.davis import DavisRoot, merge_masks, read_label_map
@@ -43,6 +47,7 @@ from sam2.utils.drawn_clips import random_clip
 from sam2.utils.optical_flow import estimate_flow, to_grey, warp_mask_forward
 from sam2.utils.video_io import ImageFiles, overlay
 from sam2.utils.vos_metrics import Scores, annotated_objects, score_label_maps
+from training.sources import FIRST_TRAINING_SEED
 
 PROMPTS = ("mask", "box", "click")
 WITHOUT_NETWORK = {"copied": "first mask copied", "flow": "optical flow chained"}
@@ -75,7 +80,7 @@ class Clip(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """A method on a clip: J, F and their mean, 0 to 1, and J by object."""
+    """A method on a clip: J, F and their mean, 0 to 1, and J by object; `beside`: of the other weights."""
 
     clip: str
     method: str
@@ -84,6 +89,12 @@ class Row:
     j_and_f: float
     j_by_object: dict[int, float]
     difficulty: float | None = None
+    beside: bool = False
+
+    @property
+    def column(self) -> str:
+        """Where the row stands in the table."""
+        return f"{self.method}, beside" if self.beside else self.method
 
 
 # The methods: a clip -> label maps of all frames
@@ -158,7 +169,7 @@ def measure(clip: Clip, model: Model, names: Sequence[str]) -> list[Row]:
     return [row_of(clip, WITHOUT_NETWORK.get(name, name), method(name, predictor)(clip)) for name in names]
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=2)  # the model and the other weights
 def _predictor(model: Model) -> Any:
     """The predictor of this process, without skipping."""
     torch.set_num_threads(model.threads)
@@ -170,18 +181,25 @@ def _predictor(model: Model) -> Any:
     return predictor
 
 
-def draw(number: int, count: int, num_frames: int, difficulty: float) -> Clip:
-    """Held-out clip `number` of `count`."""
-    hard = difficulty * number / max(count - 1, 1)
-    clip = random_clip(number, num_frames, DRAWN_SIZE, difficulty=hard)
-    return Clip(f"drawn {number}", clip.frames, list(clip.labels), hard)
+class Drawn(NamedTuple):
+    """The held-out clips: how many from which seed on, of how many frames, and how difficult the last one is."""
+
+    first: int
+    count: int
+    num_frames: int
+    difficulty: float
 
 
-def measure_drawn(
-    number: int, count: int, num_frames: int, difficulty: float, model: Model, names: Sequence[str]
-) -> list[Row]:
+def draw(number: int, clips: Drawn) -> Clip:
+    """Clip `number`, from 0, of the held-out ones."""
+    hard, seed = clips.difficulty * number / max(clips.count - 1, 1), clips.first + number
+    clip = random_clip(seed, clips.num_frames, DRAWN_SIZE, difficulty=hard)
+    return Clip(f"drawn {seed}", clip.frames, list(clip.labels), hard)
+
+
+def measure_drawn(number: int, clips: Drawn, model: Model, names: Sequence[str]) -> list[Row]:
     """The methods of these names on a held-out clip."""
-    return measure(draw(number, count, num_frames, difficulty), model, names)
+    return measure(draw(number, clips), model, names)
 
 
 def read(root: DavisRoot, name: str) -> Clip:
@@ -217,7 +235,7 @@ def frames_per_second(clip: Clip, model: Model, repeats: int) -> float:
 
 def table(rows: Sequence[Row]) -> str:
     """A line per clip of a folder, then the drawn clips by difficulty, and a column per method."""
-    names = list(dict.fromkeys(row.method for row in rows))
+    names = list(dict.fromkeys(row.column for row in rows))
     groups = {row.clip: [r for r in rows if r.clip == row.clip] for row in rows if row.difficulty is None}
     drawn = sorted((row for row in rows if row.difficulty is not None), key=lambda row: row.difficulty or 0.0)
     if drawn:
@@ -229,9 +247,23 @@ def table(rows: Sequence[Row]) -> str:
         groups[f"{count} drawn"] = drawn
     lines = ["".join([f"{'J&F':24}", *(f"{name:>22}" for name in names)])]
     for group, own in groups.items():
-        figures = [np.mean([row.j_and_f for row in own if row.method == name]) for name in names]
+        figures = [np.mean([row.j_and_f for row in own if row.column == name]) for name in names]
         lines.append("".join([f"{group:24}", *(f"{figure:22.3f}" for figure in figures)]))
     return "\n".join(lines)
+
+
+def differences(rows: Sequence[Row]) -> list[str]:
+    """A line per prompt: how much better than the other weights, with the standard error over the clips."""
+    lines = []
+    other = {(row.clip, row.method): row.j_and_f for row in rows if row.beside}
+    for name in dict.fromkeys(row.method for row in rows if row.beside):
+        own = [row for row in rows if row.method == name and not row.beside]
+        gains = np.array([row.j_and_f - other[row.clip, name] for row in own])
+        count = "1 clip"  # which says nothing of chance
+        if len(gains) > 1:
+            count = f"{len(gains)} clips (standard error {gains.std(ddof=1) / np.sqrt(len(gains)):.3f})"
+        lines.append(f"{name}: {gains.mean():+.3f} on {count} beside the other weights")
+    return lines
 
 
 def draw_picture(clips: Sequence[Clip], model: Model) -> Image.Image:
@@ -253,24 +285,30 @@ def run(args: argparse.Namespace) -> list[Row]:
     model = Model(args.config, args.checkpoint, args.dtype, 1, args.image_size)
     root = None if args.davis_root is None else DavisRoot.open(args.davis_root)
     names = [] if root is None else root.sequences(args.split)
+    drawn = Drawn(args.first, args.clips, args.frames, args.difficulty)
+    asked = [(model, args.methods, False)]
+    if args.beside is not None:
+        prompts = [name for name in args.methods if name in PROMPTS]
+        other = model._replace(config=args.config or EMBEDDED.config_file, checkpoint=args.beside)
+        asked.append((other, prompts, True))
+    for each, _, _ in asked:
+        _predictor(each)  # weights that cannot be loaded are reported before anything is measured
+    on_clips = [functools.partial(measure_sequence, root, name) for name in names if root is not None]
+    on_clips += [functools.partial(measure_drawn, number, drawn) for number in range(args.clips)]
     rows: list[Row] = []
     with ProcessPoolExecutor(args.processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        real = [pool.submit(measure_sequence, root, name, model, args.methods) for name in names if root is not None]
-        drawn = [
-            pool.submit(measure_drawn, number, args.clips, args.frames, args.difficulty, model, args.methods)
-            for number in range(args.clips)
-        ]
-        for job in [*real, *drawn]:
-            rows += job.result()
-    print(table(rows))
+        jobs = [(pool.submit(on_clip, which, how), beside) for on_clip in on_clips for which, how, beside in asked]
+        for job, beside in jobs:
+            rows += [replace(row, beside=beside) for row in job.result()]
+    print("\n".join([table(rows), *differences(rows)]))
     alone = model._replace(threads=args.threads)
     clips = [read(root, name) for name in names] if root is not None else []
-    for clip in clips or [draw(0, 1, args.frames, 0.0)]:
+    for clip in clips or [draw(0, Drawn(args.first, 1, args.frames, 0.0))]:
         print(f"{clip.name}: {frames_per_second(clip, alone, args.repeats):.1f} frames/s, {args.threads} threads")
     if args.json:
         args.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
     if args.picture:
-        shown = clips or [draw(number, 3, args.frames, args.difficulty) for number in range(3)]
+        shown = clips or [draw(number, drawn._replace(count=3)) for number in range(3)]
         draw_picture(shown, alone).save(args.picture)
     return rows
 
@@ -282,11 +320,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--davis_root", type=Path, help="folder with JPEGImages and Annotations")
     add("--split", default="val", help="ImageSets/<2017 or other>/<split>.txt (default: val)")
     add("--clips", type=int, default=50, help="drawn clips (default: 50)")
+    add("--first", type=int, default=0, metavar="SEED", help="of the first drawn clip (default: 0)")
     add("--frames", type=int, default=24, help="of a drawn clip, at least 3 (default: 24)")
     add("--difficulty", type=float, default=0.9, help="of the hardest drawn clip, 0 to 1 (default: 0.9)")
     add("--methods", nargs="+", choices=METHODS, default=METHODS, help="what is measured (default: everything)")
     add("--config", help="model config (default: the embedded model)")
     add("--checkpoint", help="weights that belong to --config")
+    add("--beside", metavar="CHECKPOINT", help="other weights of the same config, measured on the same clips")
     add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     add("--image-size", type=int, metavar="PIXELS", help="side frames are resized to (default: the config's)")
     add("--processes", type=int, default=2, help="that measure accuracy, one thread each (default: 2)")
@@ -299,6 +339,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--clips must be 0 or more, --frames 3 or more, --processes, --threads and --repeats 1 or more")
     if args.clips == 0 and args.davis_root is None:
         parser.error("nothing to measure: give --davis_root or --clips")
+    if not 0 <= args.first <= FIRST_TRAINING_SEED - args.clips:
+        parser.error(f"--first must leave the seeds of all clips between 0 and {FIRST_TRAINING_SEED}, got {args.first}")
+    if args.beside is not None and not set(args.methods) & set(PROMPTS):
+        parser.error(f"--beside needs one of --methods {' '.join(PROMPTS)}")
     check_model_options(parser, args)
     return args
 

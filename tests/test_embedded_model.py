@@ -4,11 +4,24 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from benchmarks import embedded_model
-from benchmarks.embedded_model import Clip, Row, chained_flow, copied, draw, main, read, row_of, table
-from sam2.build_sam import build_sam2_video_predictor
+from benchmarks.embedded_model import (
+    Clip,
+    Drawn,
+    Row,
+    chained_flow,
+    copied,
+    differences,
+    draw,
+    main,
+    read,
+    row_of,
+    table,
+)
+from sam2.build_sam import EMBEDDED, build_sam2_video_predictor, packaged_file
 from sam2.utils.davis import DavisRoot
 from sam2.utils.drawn_clips import DrawnClip, draw_clip, write_davis_layout
 
@@ -89,10 +102,62 @@ def test_black_and_white_annotations_are_one_object_and_void_is_none(tmp_path):
 
 
 def test_drawn_clips_are_evenly_difficult_and_the_table_sums_them_up_by_thirds():
-    assert [draw(n, 3, 1, 0.8).difficulty for n in range(3)] == [0.0, 0.4, 0.8]
+    assert [draw(n, Drawn(0, 3, 1, 0.8)).difficulty for n in range(3)] == [0.0, 0.4, 0.8]
     rows = [Row(f"drawn {n}", "mask", 0, 0, n / 6, {}, n / 6) for n in range(6)]
     printed = table(rows).splitlines()
     assert [line.split()[-1] for line in printed[1:]] == ["0.083", "0.417", "0.750", "0.417"]
+
+
+def test_drawn_clips_start_at_the_seed_that_is_given():
+    later, same = draw(1, Drawn(6, 2, 3, 0.9)), draw(0, Drawn(7, 1, 3, 0.9))._replace(difficulty=0.9)
+    assert later.name == same.name == "drawn 7" and later.difficulty == 0.9
+    assert np.any(np.asarray(later.frames) != np.asarray(draw(1, Drawn(0, 2, 3, 0.9)).frames))
+
+
+def test_other_weights_are_measured_on_the_same_clips_and_the_difference_has_an_error(tmp_path, monkeypatch, capsys):
+    networks = {}
+
+    def predictor_of(model):
+        if model.checkpoint not in networks:
+            networks[model.checkpoint] = build_sam2_video_predictor(
+                model.config, model.checkpoint, device="cpu", hydra_overrides_extra=["++model.image_size=64"]
+            )
+        return networks[model.checkpoint]
+
+    weights = torch.load(packaged_file("checkpoints", EMBEDDED.checkpoint), weights_only=True)
+    worse = {name: value * 0.9 for name, value in weights["model"].items()}
+    torch.save({"model": worse}, tmp_path / "worse.pt")
+    monkeypatch.setattr(embedded_model, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(embedded_model, "_predictor", predictor_of)
+    monkeypatch.setattr(embedded_model, "DRAWN_SIZE", (96, 128))
+    figures = tmp_path / "figures.json"
+    options = ["--clips", "2", "--frames", "4", "--repeats", "1", "--methods", "copied", "mask", "--json", str(figures)]
+    assert main([*options, "--beside", str(tmp_path / "worse.pt")]) == 0
+    rows = [Row(**row) for row in json.loads(figures.read_text())]
+    assert [(row.method, row.beside) for row in rows] == 2 * [
+        ("first mask copied", False), ("mask", False), ("mask", True)
+    ]  # fmt: skip
+    gains = [rows[1].j_and_f - rows[2].j_and_f, rows[4].j_and_f - rows[5].j_and_f]
+    assert gains[0] != gains[1]
+    printed = capsys.readouterr().out.splitlines()
+    means = [np.mean([rows[i].j_and_f, rows[i + 3].j_and_f]) for i in range(3)]
+    assert printed[0].endswith("mask, beside")
+    assert [line.split()[2:] for line in printed if line.startswith("2 drawn")] == [[f"{mean:.3f}" for mean in means]]
+    error = abs(gains[0] - gains[1]) / 2
+    told = f"mask: {np.mean(gains):+.3f} on 2 clips (standard error {error:.3f}) beside the other weights"
+    assert printed.count(told) == 1
+
+
+def test_a_difference_on_one_clip_has_no_error():
+    rows = [Row("a", "mask", 0, 0, 0.5, {}), Row("a", "mask", 0, 0, 0.75, {}, beside=True)]
+    assert differences(rows) == ["mask: -0.250 on 1 clip beside the other weights"]
+
+
+def test_other_weights_that_are_not_there_are_named_before_anything_is_measured(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(embedded_model, "measure", lambda *args: pytest.fail("measured"))
+    monkeypatch.setattr(embedded_model, "ProcessPoolExecutor", Here)
+    assert main(["--clips", "1", "--beside", str(tmp_path / "none.pt")]) == 2
+    assert "none.pt" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -100,6 +165,9 @@ def test_drawn_clips_are_evenly_difficult_and_the_table_sums_them_up_by_thirds()
     [
         (["--clips", "0"], "nothing to measure: give --davis_root or --clips"),
         (["--frames", "2"], "--frames 3 or more"),
+        (["--first", str(2**32 - 49)], "--first must leave the seeds of all clips between 0 and 4294967296"),
+        (["--first", "-1"], "got -1"),
+        (["--methods", "flow", "--beside", "x.pt"], "--beside needs one of --methods mask box click"),
         (["--config", "tiny"], "--config and --checkpoint belong together"),
     ],
 )
