@@ -253,17 +253,23 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def differences(rows: Sequence[Row]) -> list[str]:
-    """A line per prompt: how much better than the other weights, with the standard error over the clips."""
+    """How much better than the other weights: a line per prompt, for a folder's sequences and for drawn clips."""
     lines = []
-    other = {(row.clip, row.method): row.j_and_f for row in rows if row.beside}
     for name in dict.fromkeys(row.method for row in rows if row.beside):
-        own = [row for row in rows if row.method == name and not row.beside]
-        gains = np.array([row.j_and_f - other[row.clip, name] for row in own])
-        count = "1 clip"  # which says nothing of chance
-        if len(gains) > 1:
-            count = f"{len(gains)} clips (standard error {gains.std(ddof=1) / np.sqrt(len(gains)):.3f})"
-        lines.append(f"{name}: {gains.mean():+.3f} on {count} beside the other weights")
+        for kind in ("sequence", "drawn clip"):
+            rivals = [row for row in rows if row.method == name and (row.difficulty is None) == (kind == "sequence")]
+            own, other = ({row.clip: row.j_and_f for row in rivals if row.beside is which} for which in (False, True))
+            if own:
+                lines.append(f"{name}: {_mean_gain([own[clip] - other[clip] for clip in own], kind)}")
     return lines
+
+
+def _mean_gain(gains: Sequence[float], kind: str) -> str:
+    """The mean, with the standard error where several clips tell of it."""
+    mean, count = f"{np.mean(gains):+.3f} beside the other weights", len(gains)
+    if count == 1:
+        return f"{mean} on 1 {kind}"
+    return f"{mean} on {count} {kind}s, standard error {np.std(gains, ddof=1) / np.sqrt(count):.3f}"
 
 
 def draw_picture(clips: Sequence[Clip], model: Model) -> Image.Image:

@@ -144,13 +144,25 @@ def test_other_weights_are_measured_on_the_same_clips_and_the_difference_has_an_
     assert printed[0].endswith("mask, beside")
     assert [line.split()[2:] for line in printed if line.startswith("2 drawn")] == [[f"{mean:.3f}" for mean in means]]
     error = abs(gains[0] - gains[1]) / 2
-    told = f"mask: {np.mean(gains):+.3f} on 2 clips (standard error {error:.3f}) beside the other weights"
+    told = f"mask: {np.mean(gains):+.3f} beside the other weights on 2 drawn clips, standard error {error:.3f}"
     assert printed.count(told) == 1
 
 
-def test_a_difference_on_one_clip_has_no_error():
-    rows = [Row("a", "mask", 0, 0, 0.5, {}), Row("a", "mask", 0, 0, 0.75, {}, beside=True)]
-    assert differences(rows) == ["mask: -0.250 on 1 clip beside the other weights"]
+def test_a_folder_and_drawn_clips_differ_each_for_itself_and_one_clip_has_no_error():
+    rows = []
+    for clip, difficulty, own, other in (
+        ("a", None, 0.5, 0.75),
+        ("drawn 0", 0.0, 0.4, 0.3),
+        ("drawn 1", 0.9, 0.4, 0.4),
+    ):
+        rows += [
+            Row(clip, "box", 0, 0, own, {}, difficulty),
+            Row(clip, "box", 0, 0, other, {}, difficulty, beside=True),
+        ]
+    assert differences(rows) == [
+        "box: -0.250 beside the other weights on 1 sequence",
+        "box: +0.050 beside the other weights on 2 drawn clips, standard error 0.050",
+    ]
 
 
 def test_other_weights_that_are_not_there_are_named_before_anything_is_measured(tmp_path, monkeypatch, capsys):
