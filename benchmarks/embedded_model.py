@@ -14,8 +14,8 @@ the point deepest inside it.
 
 The drawn clips have the seeds 0, 1, ..., or those from `--first` on, which training never draws, are 480p and as
 difficult as training's, evenly from 0 to `--difficulty`. Speed is that of one object, end to end: opening, reading,
-tracking, label maps. `--beside` measures other weights of the same config on the same clips; the standard error of the
-mean difference, clip by clip, tells whether it is more than chance.
+tracking, label maps. `--beside` measures other weights of the same config on the same clips, and prints the mean of the
+differences in J&F, clip by clip, with its standard error: below twice that error a difference may well be chance.
 """
 
 from __future__ import annotations
@@ -266,7 +266,7 @@ def differences(rows: Sequence[Row]) -> list[str]:
 
 def _mean_gain(gains: Sequence[float], kind: str) -> str:
     """The mean, with the standard error where several clips tell of it."""
-    mean, count = f"{np.mean(gains):+.3f} beside the other weights", len(gains)
+    mean, count = f"J&F {np.mean(gains):+.3f} over the other weights", len(gains)
     if count == 1:
         return f"{mean} on 1 {kind}"
     return f"{mean} on {count} {kind}s, standard error {np.std(gains, ddof=1) / np.sqrt(count):.3f}"
@@ -346,7 +346,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.clips == 0 and args.davis_root is None:
         parser.error("nothing to measure: give --davis_root or --clips")
     if not 0 <= args.first <= FIRST_TRAINING_SEED - args.clips:
-        parser.error(f"--first must leave the seeds of all clips between 0 and {FIRST_TRAINING_SEED}, got {args.first}")
+        parser.error(
+            f"--first must leave the seeds of all clips at 0 or more, below {FIRST_TRAINING_SEED}, got {args.first}"
+        )
     if args.beside is not None and not set(args.methods) & set(PROMPTS):
         parser.error(f"--beside needs one of --methods {' '.join(PROMPTS)}")
     check_model_options(parser, args)

@@ -23,7 +23,7 @@ from benchmarks.embedded_model import (
 )
 from sam2.build_sam import EMBEDDED, build_sam2_video_predictor, packaged_file
 from sam2.utils.davis import DavisRoot
-from sam2.utils.drawn_clips import DrawnClip, draw_clip, write_davis_layout
+from sam2.utils.drawn_clips import DrawnClip, draw_clip, random_clip, write_davis_layout
 
 
 class Here:
@@ -109,9 +109,9 @@ def test_drawn_clips_are_evenly_difficult_and_the_table_sums_them_up_by_thirds()
 
 
 def test_drawn_clips_start_at_the_seed_that_is_given():
-    later, same = draw(1, Drawn(6, 2, 3, 0.9)), draw(0, Drawn(7, 1, 3, 0.9))._replace(difficulty=0.9)
-    assert later.name == same.name == "drawn 7" and later.difficulty == 0.9
-    assert np.any(np.asarray(later.frames) != np.asarray(draw(1, Drawn(0, 2, 3, 0.9)).frames))
+    later, same = draw(1, Drawn(6, 2, 3, 0.5)), random_clip(7, 3, (480, 854), difficulty=0.5)
+    assert later.name == "drawn 7" and later.difficulty == 0.5
+    assert np.array_equal(np.asarray(later.frames), same.frames)
 
 
 def test_other_weights_are_measured_on_the_same_clips_and_the_difference_has_an_error(tmp_path, monkeypatch, capsys):
@@ -131,12 +131,14 @@ def test_other_weights_are_measured_on_the_same_clips_and_the_difference_has_an_
     monkeypatch.setattr(embedded_model, "_predictor", predictor_of)
     monkeypatch.setattr(embedded_model, "DRAWN_SIZE", (96, 128))
     figures = tmp_path / "figures.json"
-    options = ["--clips", "2", "--frames", "4", "--repeats", "1", "--methods", "copied", "mask", "--json", str(figures)]
+    options = ["--first", "5", "--clips", "2", "--frames", "4", "--repeats", "1", "--methods", "copied", "mask"]
+    options += ["--json", str(figures)]
     assert main([*options, "--beside", str(tmp_path / "worse.pt")]) == 0
     rows = [Row(**row) for row in json.loads(figures.read_text())]
     assert [(row.method, row.beside) for row in rows] == 2 * [
         ("first mask copied", False), ("mask", False), ("mask", True)
     ]  # fmt: skip
+    assert [row.clip for row in rows] == 3 * ["drawn 5"] + 3 * ["drawn 6"]
     gains = [rows[1].j_and_f - rows[2].j_and_f, rows[4].j_and_f - rows[5].j_and_f]
     assert gains[0] != gains[1]
     printed = capsys.readouterr().out.splitlines()
@@ -144,7 +146,7 @@ def test_other_weights_are_measured_on_the_same_clips_and_the_difference_has_an_
     assert printed[0].endswith("mask, beside")
     assert [line.split()[2:] for line in printed if line.startswith("2 drawn")] == [[f"{mean:.3f}" for mean in means]]
     error = abs(gains[0] - gains[1]) / 2
-    told = f"mask: {np.mean(gains):+.3f} beside the other weights on 2 drawn clips, standard error {error:.3f}"
+    told = f"mask: J&F {np.mean(gains):+.3f} over the other weights on 2 drawn clips, standard error {error:.3f}"
     assert printed.count(told) == 1
 
 
@@ -160,8 +162,8 @@ def test_a_folder_and_drawn_clips_differ_each_for_itself_and_one_clip_has_no_err
             Row(clip, "box", 0, 0, other, {}, difficulty, beside=True),
         ]
     assert differences(rows) == [
-        "box: -0.250 beside the other weights on 1 sequence",
-        "box: +0.050 beside the other weights on 2 drawn clips, standard error 0.050",
+        "box: J&F -0.250 over the other weights on 1 sequence",
+        "box: J&F +0.050 over the other weights on 2 drawn clips, standard error 0.050",
     ]
 
 
@@ -177,7 +179,7 @@ def test_other_weights_that_are_not_there_are_named_before_anything_is_measured(
     [
         (["--clips", "0"], "nothing to measure: give --davis_root or --clips"),
         (["--frames", "2"], "--frames 3 or more"),
-        (["--first", str(2**32 - 49)], "--first must leave the seeds of all clips between 0 and 4294967296"),
+        (["--first", str(2**32 - 49)], "--first must leave the seeds of all clips at 0 or more, below 4294967296"),
         (["--first", "-1"], "got -1"),
         (["--methods", "flow", "--beside", "x.pt"], "--beside needs one of --methods mask box click"),
         (["--config", "tiny"], "--config and --checkpoint belong together"),

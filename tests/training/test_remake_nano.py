@@ -1,4 +1,4 @@
-"""training/remake_nano.sh, with programs in place of git and of training that note what they are asked for."""
+"""training/remake_nano.sh, with programs in place of git and of python that note what they are asked for."""
 
 import os
 import shutil
@@ -13,36 +13,38 @@ PROJECT = Path(__file__).resolve().parents[2]
 SCRIPT = PROJECT / "training" / "remake_nano.sh"
 
 TRAINS = """#!/usr/bin/env bash
-echo "$(basename "$0") $*" >>"$NOTES"
+printf '%s\\t' "$PWD" "$@" >>"$NOTES" && echo >>"$NOTES"
 while [ "$1" != --output ]; do shift; done
+mkdir -p "$2" && touch "$2/resume.pt"
 [ "$(basename "$2")" != "${FAILS:-}" ] || exit 3
-mkdir -p "$2" && touch "$2/resume.pt" "$2/model.pt"
+touch "$2/model.pt"
 """
 SHOWS = """#!/usr/bin/env bash
-echo "git $*" >>"$NOTES"
+printf 'git\\t%s\\t%s\\n' "$@" >>"$NOTES"
 [ -z "${NO_HISTORY:-}" ] && echo weights
 """
 
 
 class Bench:
-    """A folder for the results, and what was asked for since the last look."""
+    """A folder with a space to call from, and what was asked for at the last call."""
 
     def __init__(self, folder: Path) -> None:
-        self.out, self.notes, self.programs = folder / "out", folder / "notes", folder / "programs"
-        self.programs.mkdir()
-        for name, text in (("git", SHOWS), ("python", TRAINS), ("torchrun", TRAINS)):
+        self.here, self.notes, self.programs = folder / "called here", folder / "notes", folder / "programs"
+        for made in (self.here, self.programs):
+            made.mkdir()
+        for name, text in (("git", SHOWS), ("python", TRAINS)):
             (self.programs / name).write_text(text)
             (self.programs / name).chmod(0o755)
 
-    def call(self, *args: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    def call(self, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
         self.notes.write_text("")
         path = f"{self.programs}{os.pathsep}{os.environ['PATH']}"
         environment = {**os.environ, "PATH": path, "NOTES": str(self.notes), **environment}
-        return subprocess.run([SCRIPT, *map(str, args)], capture_output=True, text=True, env=environment)
+        return subprocess.run([SCRIPT, *args], capture_output=True, text=True, env=environment, cwd=self.here)
 
     @property
     def asked(self) -> list[list[str]]:
-        return [line.split() for line in self.notes.read_text().splitlines()]
+        return [line.rstrip("\t").split("\t") for line in self.notes.read_text().splitlines()]
 
 
 @pytest.fixture
@@ -51,42 +53,62 @@ def bench(tmp_path: Path) -> Bench:
 
 
 def test_each_part_goes_on_from_the_weights_of_the_one_before(bench):
-    assert bench.call(bench.out, "seed=9").returncode == 0
+    assert bench.call("made here", "stages=[{steps: 1}]").returncode == 0
     shown, *parts = bench.asked
     assert shown == ["git", "show", "66632cc:checkpoints/sam2.1_hiera_nano.pt"]
-    assert (bench.out / "first_part.pt").read_text() == "weights\n"
-    weights = bench.out / "first_part.pt"
-    for words in parts:
-        assert f"init_from={weights}" in words and "seed=9" in words and "--resume" not in words
-        recipe = next(word for word in words if word.endswith(".yaml"))
-        assert (PROJECT / recipe).is_file()
-        weights = Path(words[words.index("--output") + 1]) / "model.pt"
-    assert [words[0] for words in parts] == ["torchrun", "python", "torchrun", "torchrun"]
-    assert [words[words.index("training.train") + 1] for words in parts] == [
-        f"configs/training/{name}.yaml" for name in ("nano_cpu", "nano", "nano_last", "nano_sizes")
-    ]
-    assert sum("positional_heads=4" in words for words in parts) == 1
+    out = bench.here / "made here"
+    assert (out / "first_part.pt").read_text() == "weights\n"
+    two = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    wanted = (
+        ("second_part", "nano_cpu", two, ["device=cpu", "positional_heads=4"]),
+        ("third_part", "nano", [], ["device=cuda"]),
+        ("fourth_part", "nano_last", two, ["device=cpu"]),
+        ("fifth_part", "nano_sizes", two, ["device=cpu"]),
+    )
+    weights = out / "first_part.pt"
+    for words, (name, recipe, launch, own) in zip(parts, wanted, strict=True):
+        told = [f"configs/training/{recipe}.yaml", "--output", str(out / name), f"init_from={weights}", *own]
+        assert words == [str(PROJECT), "-m", *launch, "training.train", *told, "stages=[{steps: 1}]"]
+        assert (PROJECT / told[0]).is_file()
+        weights = out / name / "model.pt"
 
 
 def test_after_a_failure_the_same_command_goes_on(bench):
-    stopped = bench.call(bench.out, FAILS="fourth_part")
+    stopped = bench.call("out", FAILS="fourth_part")  # after it has saved its state
     assert stopped.returncode == 3 and len(bench.asked) == 4  # the weights and three parts
-    assert bench.call(bench.out).returncode == 0
-    assert ["--resume" in words for words in bench.asked] == [True, True, False, False]
+    assert bench.call("out").returncode == 0
+    assert ["--resume" in words for words in bench.asked] == [True, True, True, False]
 
 
 def test_without_the_history_nothing_is_left_that_would_be_taken_for_weights(bench):
-    failed = bench.call(bench.out, NO_HISTORY="1")
-    assert failed.returncode == 1 and "needs a clone with the project's history" in failed.stderr
-    assert not (bench.out / "first_part.pt").exists() and len(bench.asked) == 1
+    failed = bench.call("out", NO_HISTORY="1")
+    assert failed.returncode == 1 and "from the history: needs git and a full clone" in failed.stderr
+    assert not (bench.here / "out" / "first_part.pt").exists() and len(bench.asked) == 1
 
 
-@pytest.mark.parametrize("option", ["--output", "-x"])
-def test_an_unknown_option_is_named(bench, option):
-    failed = bench.call(option, bench.out)
-    assert failed.returncode == 1 and f"no option is called '{option}'" in failed.stderr and not bench.asked
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--output", "out"], "no option is called '--output'"),
+        (["out", "seed", "9"], "takes one FOLDER, got 'out' and 'seed'"),
+        (["out", "runs/lr=1"], "takes one FOLDER, got 'out' and 'runs/lr=1'"),
+    ],
+)
+def test_what_is_not_understood_is_named(bench, args, message):
+    failed = bench.call(*args)
+    assert failed.returncode == 1 and message in failed.stderr
+    assert not bench.asked and not list(bench.here.iterdir())
 
 
-def test_help_says_what_is_made_and_makes_nothing(bench):
+def test_a_folder_may_have_an_equals_sign_in_its_name_and_cdpath_leads_nowhere(bench, tmp_path):
+    (tmp_path / "elsewhere" / "runs" / "lr=1").mkdir(parents=True)
+    assert bench.call("runs/lr=1", "seed=9", CDPATH=str(tmp_path / "elsewhere")).returncode == 0
+    assert (bench.here / "runs" / "lr=1" / "fifth_part" / "model.pt").exists()
+    assert all("seed=9" in words for words in bench.asked[1:])
+
+
+def test_without_a_folder_it_is_the_one_that_help_names(bench):
     told = bench.call("--help")
     assert told.returncode == 0 and "FOLDER/fifth_part/model.pt" in told.stdout and not bench.asked
+    assert "(default: outputs/remade)" in told.stdout
+    assert bench.call().returncode == 0 and (bench.here / "outputs" / "remade" / "fifth_part" / "model.pt").exists()

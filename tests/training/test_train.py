@@ -24,6 +24,13 @@ def test_a_mistake_in_an_override_ends_in_a_message(tmp_path: Path):
         main([str(RECIPES / "nano.yaml"), "--output", str(tmp_path), "learning_rate=3"])
 
 
+def test_a_gpu_that_is_not_there_ends_in_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit, match="error: device: the recipe asks for cuda, and torch finds no GPU here"):
+        main([str(RECIPES / "nano.yaml"), "--output", str(tmp_path / "run"), "device=cuda"])
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_checkpoint_of_another_model_ends_in_a_message(tmp_path: Path):
     options = ["model=sam2.1_hiera_t", "device=cpu", "validation.every=0"]
     with pytest.raises(
