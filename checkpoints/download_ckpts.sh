@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Downloads Meta's SAM 2 checkpoints. `download_ckpts.sh --help` says how.
 set -euo pipefail
+unset CDPATH # with which `cd` may go elsewhere
 
 mirror=${SAM2_CHECKPOINT_URL:-https://dl.fbaipublicfiles.com/segment_anything_2}
 sizes=(tiny small base_plus large)

@@ -99,6 +99,16 @@ def test_an_unknown_name_or_option_is_refused_before_anything_is_fetched(argumen
     assert mirror.requests == []
 
 
+def test_checkpoints_land_beside_the_script_wherever_cdpath_leads(mirror, tmp_path):
+    for place in ("here", "elsewhere"):
+        (tmp_path / place / "checkpoints").mkdir(parents=True)
+    shutil.copy(SCRIPT, tmp_path / "here" / "checkpoints")
+    variables = {"SAM2_CHECKPOINT_URL": mirror.url, "CDPATH": str(tmp_path / "elsewhere")}
+    command = ["bash", "checkpoints/download_ckpts.sh", "tiny"]
+    subprocess.run(command, cwd=tmp_path / "here", env=os.environ | {"no_proxy": "127.0.0.1"} | variables, check=True)
+    assert (tmp_path / "here" / "checkpoints" / "sam2.1_hiera_tiny.pt").read_bytes() == CHECKPOINT
+
+
 def test_download_arrives_whole_and_is_not_repeated(mirror, tools, tmp_path):
     for _ in range(2):
         answer = download("tiny", "--to", tmp_path / "out", SAM2_CHECKPOINT_URL=mirror.url, PATH=tools)

@@ -36,9 +36,9 @@ def _train(recipe: Recipe, output: str, resume: bool) -> None:
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     device = training_device(recipe)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device: the recipe asks for {recipe.device}, and torch finds no GPU here")
     if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(f"device: the recipe asks for {recipe.device}, and torch finds no GPU here")
         torch.cuda.set_device(device)  # whatever else this process puts on a GPU, e.g. pinned memory, goes to its own
     if "WORLD_SIZE" in os.environ:  # started by torchrun
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
