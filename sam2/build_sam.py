@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from sam2.modeling.precision import resolve_dtype
 from sam2.modeling.sam2_base import SAM2Base
+from sam2.search_region import check_search_factor
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ def build_sam2_video_predictor(
     config_file: Config = None, ckpt_path: str | Path | None = None, device: str | torch.device | None = None,
     mode: str = "eval", hydra_overrides_extra: Sequence[str] = (), apply_postprocessing: bool = True,
     vos_optimized: bool = False, *, dtype: str | torch.dtype | None = None, image_size: int | None = None,
-    **kwargs: Any,
+    search_factor: float | None = None, **kwargs: Any,
 ) -> Any:  # fmt: skip
     """Build the network for videos, a `SAM2VideoPredictor`.
 
@@ -113,6 +114,9 @@ def build_sam2_video_predictor(
         apply_postprocessing: as in `build_sam2`; also fill holes of up to 8 low-res pixels, and let prompted masks
             enter memory as 0 or 1.
         vos_optimized: compile the network's parts (`SAM2VideoPredictorVOS`).
+        search_factor: look for each object in a part of the frame that is so many times as wide and high as it was, 1
+            or more; None takes the config's, which is to look everywhere unless it says otherwise. Small objects are
+            seen larger for the time of a whole frame, but each object takes that time.
 
     Other arguments and errors: as in `build_sam2`.
     """
@@ -124,6 +128,8 @@ def build_sam2_video_predictor(
         ]
     if apply_postprocessing:
         defaults += [*_STABLE_MASKS, *_CLEAN_VIDEO_MASKS]
+    if search_factor is not None:
+        defaults.append(f"++model.search_factor={check_search_factor(search_factor)}")
     return _build(config_file, ckpt_path, device, mode, defaults, hydra_overrides_extra, dtype, image_size, kwargs)
 
 

@@ -16,6 +16,7 @@ from sam2.modeling.compilation import compile_with_cloned_outputs
 from sam2.modeling.outputs import PointInputs
 from sam2.modeling.sam2_base import NO_OBJ_SCORE as NO_OBJ_SCORE  # for who imports it from here
 from sam2.results import FrameResult, frame_result
+from sam2.search_region import check_search_factor
 from sam2.upstream_hooks import UpstreamHooks
 from sam2.utils.change_detection import SkipPolicy
 from sam2.utils.frame_loader import FrameLoader
@@ -78,6 +79,9 @@ class SAM2VideoPredictor(UpstreamHooks):
         max_batch_objects: so many objects at most go through the network at once; None takes 1 on a CPU, where
             batches gain little and an object's masks are then the same bit for bit whatever the others are, and 16
             elsewhere, where they differ by rounding. Only objects that remember the same frames share a batch.
+        search_factor: look for each object in a part of the frame that is so many times as wide and high as it was, 1
+            or more, which the network sees the larger; None looks everywhere, as SAM 2 does. Also an attribute, which
+            counts for sessions that are opened afterwards. See `sam2.search_region`.
         **kwargs: options of `SAM2Base`.
     """
 
@@ -85,7 +89,8 @@ class SAM2VideoPredictor(UpstreamHooks):
         self, fill_hole_area: int = 0, non_overlap_masks: bool = False, clear_non_cond_mem_around_input: bool = False,
         add_all_frames_to_correct_as_cond: bool = False, *, skip_mad_threshold: float | None = 0.05,
         skip_strategy: str | SkipPolicy = "naive", skip_warp: Warp = "auto", skip_lookahead: int = 0,
-        max_consecutive_skips: int | None = None, max_batch_objects: int | None = None, **kwargs: Any,
+        max_consecutive_skips: int | None = None, max_batch_objects: int | None = None,
+        search_factor: float | None = None, **kwargs: Any,
     ) -> None:  # fmt: skip
         super().__init__(
             fill_hole_area=fill_hole_area, clear_non_cond_mem_around_input=clear_non_cond_mem_around_input,
@@ -94,6 +99,7 @@ class SAM2VideoPredictor(UpstreamHooks):
         self.skipping = SkipOptions(
             skip_mad_threshold, skip_strategy, skip_warp, skip_lookahead, max_consecutive_skips
         )  # fmt: skip
+        self.search_factor = search_factor
         self.non_overlap_masks = non_overlap_masks
         self.add_all_frames_to_correct_as_cond = add_all_frames_to_correct_as_cond
 
@@ -102,6 +108,15 @@ class SAM2VideoPredictor(UpstreamHooks):
     skip_warp = _skip_option("warp")
     skip_lookahead = _skip_option("lookahead")
     max_consecutive_skips = _skip_option("max_consecutive_skips")
+
+    @property
+    def search_factor(self) -> float | None:
+        """How many times an object's size the regions are in which it is looked for; None for the whole frame."""
+        return self._search_factor
+
+    @search_factor.setter
+    def search_factor(self, value: float | None) -> None:
+        self._search_factor = check_search_factor(value)
 
     @classmethod
     def from_pretrained(cls, model_id: str, **kwargs: Any) -> SAM2VideoPredictor:
@@ -156,7 +171,7 @@ class SAM2VideoPredictor(UpstreamHooks):
         return VideoState(
             frames, device=device, storage_device=torch.device("cpu") if offload_state_to_cpu else device,
             offload_video_to_cpu=offload_video_to_cpu, offload_state_to_cpu=offload_state_to_cpu,
-            keep=keep, corrections=corrections,
+            keep=keep, corrections=corrections, search_factor=self.search_factor,
         )  # fmt: skip
 
     @contextmanager
@@ -287,13 +302,13 @@ class SAM2VideoPredictor(UpstreamHooks):
         square = (self.image_size, self.image_size)
         given = read_mask(mask, ((state.video_height, state.video_width), square)).to(state.device)
         prompt = resize_mask(given, square)
-        if (given >= 0.5).any() and not prompt.any():
+        if state.search_factor is None and (given >= 0.5).any() and not prompt.any():
             logger.warning(
                 "the mask of obj_id %r on frame %d is empty once it is reduced to the network's %d x %d pixels: the "
                 "object counts as absent there", obj_id, frame_idx, *square,
             )  # fmt: skip
         track = state.objects.get(obj_id) or ObjectTrack()
-        self._answer_prompt(state, track, frame_idx, prompt, self._is_prompted_frame(state, track, frame_idx))
+        self._answer_prompt(state, track, frame_idx, given, self._is_prompted_frame(state, track, frame_idx))
         track.masks[frame_idx] = prompt
         track.points.pop(frame_idx, None)
         return self._show_prompted(state, obj_id, track, frame_idx)

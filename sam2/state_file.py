@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sam2.frame_skipping import FrameDecision, SkipOptions
 from sam2.modeling.outputs import FrameOutput, PointInputs
+from sam2.search_region import Region
 from sam2.utils.change_detection import Search
 from sam2.utils.files import replacing
 from sam2.utils.skip_gate import GateMemo
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FORMAT, VERSION = "sam2 video session", 2
+FORMAT, VERSION = "sam2 video session", 3
 THUMBNAIL = 16  # pixels a side of what is kept of some frames, to know the video again
 SAME_PICTURE = 3.0  # grey levels of 255 that two decoders may differ by on the mean of a thumbnail
 
@@ -40,7 +41,8 @@ def save_state(predictor: SAM2VideoPredictor, state: VideoState, path: StrPath) 
         raise ValueError("a stream cannot be saved: its frames cannot be given again")
     content = {
         "format": FORMAT, "version": VERSION, "model": _model(predictor), "video": _video(state), "keep": state.keep,
-        "corrections": state.corrections, "memory_position": _on_cpu(state.memory_position),
+        "corrections": state.corrections, "search_factor": state.search_factor,
+        "memory_position": _on_cpu(state.memory_position),
         "decisions": [(d.frame, d.action, float(d.change), d.reason, float(d.seconds)) for d in state.decisions],
         "objects": [(_plain_id(obj_id), _track(track)) for obj_id, track in state.objects.items()],
         "paused": None if state.paused is None else _paused(state.paused),
@@ -57,6 +59,7 @@ def load_state(predictor: SAM2VideoPredictor, path: StrPath, video: Any, **optio
     state = predictor.init_state(video, keep=content["keep"], corrections=content["corrections"], **options)
     try:
         _check_video(state, content["video"], path)
+        state.search_factor = content["search_factor"]
         if content["memory_position"] is not None:
             state.memory_position = content["memory_position"].to(state.device)
         for obj_id, stored in content["objects"]:
@@ -152,7 +155,7 @@ def _track(track: ObjectTrack) -> dict[str, Any]:
         "masks": {t: mask.bool().cpu() for t, mask in track.masks.items()},
         **{name: {t: _output(out) for t, out in getattr(track, name).items()} for name in _OUTPUTS},
         "faded": _pack_faded(track.faded),
-        "carried": {t: (_on_cpu(c.logits), *c.facts) for t, c in track.carried.items()},
+        "carried": {t: (_on_cpu(c.logits), *_facts(c)) for t, c in track.carried.items()},
         "faded_carried": _pack_carried(track.faded_carried),
         "tracked": dict(track.tracked),
     }
@@ -168,18 +171,36 @@ def _restore_track(state: VideoState, stored: Mapping[str, Any]) -> ObjectTrack:
         masks={t: mask.to(device).float() for t, mask in stored["masks"].items()},
         **{name: {t: _restore_output(state, out) for t, out in stored[name].items()} for name in _OUTPUTS},
         faded=_unpack_faded(stored["faded"], device),
-        carried={t: CarriedMask(masks.to(storage), *rest) for t, (masks, *rest) in stored["carried"].items()},
+        carried={t: _carried(masks.to(storage), rest) for t, (masks, *rest) in stored["carried"].items()},
         faded_carried=_unpack_carried(stored["faded_carried"]),
         tracked=dict(stored["tracked"]),
     )
 
 
-def _output(output: FrameOutput) -> dict[str, Tensor | None]:
+def _plain_region(region: Region | None) -> tuple[int, ...] | None:
+    return None if region is None else tuple(region)
+
+
+def _region(stored: Sequence[int] | None) -> Region | None:
+    return None if stored is None else Region(*stored)
+
+
+def _facts(carried: CarriedMask) -> tuple[Any, ...]:
+    score, iou, action, region = carried.facts
+    return score, iou, action, _plain_region(region)
+
+
+def _carried(masks: Tensor | PackedMask, stored: Sequence[Any]) -> CarriedMask:
+    score, iou, action, region = stored
+    return CarriedMask(masks, score, iou, action, _region(region))
+
+
+def _output(output: FrameOutput) -> dict[str, Any]:
     names = ("pred_masks", "obj_ptr", "object_score_logits", "ious", "maskmem_features")
-    return {name: _on_cpu(getattr(output, name)) for name in names}
+    return {name: _on_cpu(getattr(output, name)) for name in names} | {"region": _plain_region(output.region)}
 
 
-def _restore_output(state: VideoState, stored: Mapping[str, Tensor | None]) -> FrameOutput:
+def _restore_output(state: VideoState, stored: Mapping[str, Any]) -> FrameOutput:
     def at(name: str, device: torch.device) -> Any:
         value = stored[name]
         return None if value is None else value.to(device)
@@ -189,6 +210,7 @@ def _restore_output(state: VideoState, stored: Mapping[str, Tensor | None]) -> F
         at("pred_masks", state.storage_device), at("obj_ptr", state.device), at("object_score_logits", state.device),
         ious=at("ious", state.device), maskmem_features=memory,
         maskmem_pos_enc=None if memory is None or state.memory_position is None else [state.memory_position],
+        region=_region(stored["region"]),
     )  # fmt: skip
 
 
@@ -216,6 +238,7 @@ def _pack_faded(faded: Mapping[int, FadedOutput]) -> dict[str, Any] | None:
         "frames": list(faded), "packed": _join_packed([output.packed for output in outputs]),
         "pointers": torch.cat([output.obj_ptr for output in outputs]).cpu(),
         "scores": [(output.object_score, output.predicted_iou) for output in outputs],
+        "regions": [_plain_region(output.region) for output in outputs],
     }  # fmt: skip
 
 
@@ -223,19 +246,22 @@ def _unpack_faded(stored: Mapping[str, Any] | None, device: torch.device) -> dic
     if stored is None:
         return {}
     pointers = stored["pointers"].to(device)
-    rows = zip(stored["frames"], _split_packed(stored["packed"]), stored["scores"], strict=True)
-    return {t: FadedOutput(packed, PointerRow(pointers, i), *scores) for i, (t, packed, scores) in enumerate(rows)}
+    rows = zip(stored["frames"], _split_packed(stored["packed"]), stored["scores"], stored["regions"], strict=True)
+    return {
+        t: FadedOutput(packed, PointerRow(pointers, i), score, iou, _region(region))
+        for i, (t, packed, (score, iou), region) in enumerate(rows)
+    }
 
 
 def _pack_carried(carried: Mapping[int, CarriedMask]) -> dict[str, Any]:
     packed = [c.masks if isinstance(c.masks, PackedMask) else pack_masks(c.masks)[0] for c in carried.values()]
-    frames = [(t, *c.facts) for t, c in carried.items()]
+    frames = [(t, *_facts(c)) for t, c in carried.items()]
     return {"frames": frames, "packed": _join_packed(packed)}
 
 
 def _unpack_carried(stored: Mapping[str, Any]) -> dict[int, CarriedMask]:
     rows = zip(stored["frames"], _split_packed(stored["packed"]), strict=True)
-    return {t: CarriedMask(packed, *rest) for (t, *rest), packed in rows}
+    return {t: _carried(packed, rest) for (t, *rest), packed in rows}
 
 
 # The gate of a run that was interrupted

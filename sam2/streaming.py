@@ -108,6 +108,7 @@ class VideoStream:
         self.state = VideoState(
             loader, device=device, storage_device=torch.device("cpu") if offload_state_to_cpu else device,
             offload_state_to_cpu=offload_state_to_cpu, keep="window", corrections=corrections,
+            search_factor=predictor.search_factor,
         )  # fmt: skip
         self._waiting: list[Prompt] = []
         self._answers: Iterator[FrameAnswer] | None = None
@@ -262,5 +263,5 @@ class VideoStream:
         """All objects on the last frame, as they are after a prompt."""
         state, t = self.state, self.frame_idx
         known = state.decision_of.get(t) or FrameDecision(t, "prompted", 0.0, "prompt", 0.0)
-        answer = known_answer(state, known, self.predictor.image_size // 4)
+        answer = known_answer(state, known)
         return self.predictor._result(state, answer)

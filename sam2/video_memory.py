@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sam2.modeling.outputs import CompactOutput, FrameOutput
+from sam2.search_region import Region
 
 LEVELS_PER_UNIT = 6  # of asinh(2 logit): fine at the edge of a mask, coarse away from it
 LARGEST_LEVEL = 21  # stands for all logits beyond 7.6, which are far from the edge: only their side is kept
@@ -117,6 +118,7 @@ class FadedOutput(CompactOutput):
     pointer: PointerRow
     object_score: float
     predicted_iou: float
+    region: Region | None = None
 
     @classmethod
     def of(cls, outputs: Sequence[FrameOutput], shelves: Sequence[Shelf]) -> list[FadedOutput]:
@@ -124,8 +126,8 @@ class FadedOutput(CompactOutput):
         packed = pack_masks(torch.cat([output.pred_masks for output in outputs]))
         scores = torch.stack([_scores(output) for output in outputs]).tolist()
         return [
-            cls(shelf.keep_mask(mask), shelf.keep_pointer(output.obj_ptr), *numbers)
-            for shelf, mask, output, numbers in zip(shelves, packed, outputs, scores, strict=True)
+            cls(shelf.keep_mask(mask), shelf.keep_pointer(output.obj_ptr), score, iou, output.region)
+            for shelf, mask, output, (score, iou) in zip(shelves, packed, outputs, scores, strict=True)
         ]
 
     @property

@@ -174,7 +174,7 @@ class TrackingRun:
         frame_idx = 0
         while not self.is_over() and frame_idx < min(self.first_prompts()):
             decision = self.state.decision_of.get(frame_idx) or nothing_done(frame_idx)
-            yield known_answer(self.state, decision, self._side)
+            yield known_answer(self.state, decision)
             frame_idx += 1
             self.take_edits()
 
@@ -233,10 +233,6 @@ class TrackingRun:
     def key_frame(self, frame_idx: int, frame: GateFrame) -> KeyFrame:
         return key_frame_of(self._found, frame_idx, frame)
 
-    @property
-    def _side(self) -> int:
-        return self.tracker.image_size // 4
-
     def _included(self) -> dict[ObjectId, ObjectTrack]:
         """What is tracked somewhere. An object whose prompts were all taken back is not, until it gets a new one."""
         objects = self.state.objects.items()
@@ -259,7 +255,8 @@ class TrackingRun:
         scores = stack_numbers([output.object_score_logits for output in outputs]).tolist()
         ious = stack_numbers([_iou(output) for output in outputs]).tolist()
         for i, track in enumerate(tracks):
-            track.carry(decision.frame, CarriedMask(masks[i : i + 1], scores[i], ious[i], decision.action))
+            region = outputs[i].region
+            track.carry(decision.frame, CarriedMask(masks[i : i + 1], scores[i], ious[i], decision.action, region))
             track.tracked[decision.frame] = self.reverse
         if self.state.keep == "window":
             fade(tracks, decision.frame, self.tracker.reach)
@@ -273,7 +270,7 @@ class TrackingRun:
             status = _status(t in track.prompted, decision.action)
             score = output.object_score_logits.to(device)
             rows[obj_id] = ObjectAnswer(each.to(device, non_blocking=True), score, _iou(output).to(device), status)
-        known = [rows.get(obj_id) or known_result(self.state, obj_id, t, self._side) for obj_id in shown.obj_ids]
+        known = [rows.get(obj_id) or known_result(self.state, obj_id, t) for obj_id in shown.obj_ids]
         return _join(decision, shown.obj_ids, known)
 
 
@@ -316,13 +313,13 @@ def nothing_done(frame_idx: int) -> FrameDecision:
     return FrameDecision(frame_idx, "reused", 0.0, "no object to track", 0.0)
 
 
-def known_answer(state: VideoState, decision: FrameDecision, side: int) -> FrameAnswer:
-    """What is known of all objects on a frame that was tracked before. `side`: h and w."""
-    known = [known_result(state, obj_id, decision.frame, side) for obj_id in state.objects]
+def known_answer(state: VideoState, decision: FrameDecision) -> FrameAnswer:
+    """What is known of all objects on a frame that was tracked before."""
+    known = [known_result(state, obj_id, decision.frame) for obj_id in state.objects]
     return _join(decision, state.obj_ids, known)
 
 
-def known_result(state: VideoState, obj_id: ObjectId, frame_idx: int, side: int) -> ObjectAnswer:
+def known_result(state: VideoState, obj_id: ObjectId, frame_idx: int) -> ObjectAnswer:
     """One object as it was found before; without a mask where it was not, or all its prompts were taken back since."""
     track, device = state.track(obj_id), state.device
     prompted = frame_idx in track.pending_prompted
@@ -337,7 +334,7 @@ def known_result(state: VideoState, obj_id: ObjectId, frame_idx: int, side: int)
             torch.full((1, 1), number, device=device) for number in (carried.object_score, carried.predicted_iou)
         )
         return ObjectAnswer(carried.logits.to(device), score, iou, _status(False, carried.action))
-    nothing = torch.full((1, 1, side, side), NO_OBJ_SCORE, device=device)
+    nothing = torch.full((1, 1, state.mask_side, state.mask_side), NO_OBJ_SCORE, device=device)
     return ObjectAnswer(nothing, nothing[:, :, 0, 0], torch.zeros(1, 1, device=device), None)
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from sam2.frame_skipping import FrameDecision, SkipOptions, decision_table
 from sam2.modeling.memory_bank import MemoryBank
 from sam2.modeling.outputs import CompactOutput, FrameFeatures, FrameOutput, PointInputs
+from sam2.search_region import Region, Size
 from sam2.state_views import NOT_WRITABLE, UPSTREAM_NAMES
 from sam2.utils.change_detection import Action, GateFrame
 from sam2.utils.frame_loader import FrameLoader
@@ -41,13 +42,14 @@ class CarriedMask(CompactOutput):
     object_score: float  # of the key frame they come from
     predicted_iou: float  # likewise
     action: Action  # "reused" or "warped"
+    region: Region | None = None  # of the key frame
 
     obj_ptr = None
 
     @property
-    def facts(self) -> tuple[float, float, Action]:
+    def facts(self) -> tuple[float, float, Action, Region | None]:
         """All that is known beside the masks."""
-        return self.object_score, self.predicted_iou, self.action
+        return self.object_score, self.predicted_iou, self.action, self.region
 
     @property
     def logits(self) -> Tensor:
@@ -115,6 +117,24 @@ class ObjectTrack:
             return output.pred_masks
         carried = self.carried.get(frame_idx) or self.faded_carried.get(frame_idx)
         return None if carried is None else carried.logits
+
+    def last_known(self, frame_idx: int, reverse: bool) -> int | None:
+        """The nearest frame before this one, or after it in reverse, on which the object has a mask."""
+        stores = (self.prompted, self.propagated, self.carried, self.faded, self.faded_carried)
+        neighbour = frame_idx + 1 if reverse else frame_idx - 1
+        if any(neighbour in store for store in stores):
+            return neighbour
+        known = (t for store in stores for t in store)
+        if reverse:
+            return min((t for t in known if t > frame_idx), default=None)
+        return max((t for t in known if t < frame_idx), default=None)
+
+    def region(self, frame_idx: int) -> Region | None:
+        """Where the object was looked for on a frame; None for all of it, or where nothing is known of it."""
+        output = self.latest_output(frame_idx)
+        carried = self.carried.get(frame_idx) or self.faded_carried.get(frame_idx)
+        known = output or carried
+        return None if known is None else known.region
 
     def carry(self, frame_idx: int, carried: CarriedMask) -> None:
         """Take masks of a key frame for a skipped one: they are shown, and memory never reads them."""
@@ -213,7 +233,9 @@ class VideoState(MutableMapping[str, Any]):
     keep: Keep = "window"  # "window" packs what memory no longer reaches
     corrections: Corrections = "tracked"  # "sticky": a corrected frame counts as prompted from then on
     objects: dict[ObjectId, ObjectTrack] = field(default_factory=dict)
+    search_factor: float | None = None  # objects are looked for in regions so many times their size; None: everywhere
     features: dict[int, FrameFeatures] = field(default_factory=dict)  # of the frame that was encoded last, by index
+    cuts: dict[tuple[int, Region], FrameFeatures] = field(default_factory=dict)  # of the region that was encoded last
     memory_position: Tensor | None = None  # (1, mem_dim, h, w) position encoding that all memory maps share
     decision_of: dict[int, FrameDecision] = field(default_factory=dict)  # the last one on each frame
     paused: PausedRun | None = None
@@ -271,6 +293,18 @@ class VideoState(MutableMapping[str, Any]):
         """The objects' ids, in the order of every answer; a fresh list at every call."""
         return list(self.objects)
 
+    @property
+    def frame_size(self) -> Size:
+        """Of a frame, in pixels."""
+        return Size(self.video_height, self.video_width)
+
+    @property
+    def mask_side(self) -> int:
+        """h and w of the masks that are kept, which cover the whole frame: S / 4, or S where regions of it are seen
+        larger than that."""
+        side = self.frames.image_size
+        return side // 4 if self.search_factor is None else side
+
     def gate_frame(self, frame_idx: int) -> GateFrame:
         """A frame as the skip gate sees it: 8-bit, at its own size and at the network's."""
         frames = self.frames
@@ -289,6 +323,7 @@ class VideoState(MutableMapping[str, Any]):
         self.objects.clear()
         self.decision_of.clear()
         self.features.clear()
+        self.cuts.clear()
         self.memory_position = self.paused = None
 
     def check_open(self) -> None:
@@ -344,7 +379,7 @@ class VideoState(MutableMapping[str, Any]):
     def __deepcopy__(self, memo: dict[int, Any]) -> VideoState:
         """A session that goes its own way from here on. Both read the same frames: closing one closes them for both."""
         # Not written to once they are made: the encoder's maps, and where a run came to.
-        for shared in (self.frames, self.paused, *self.features.values()):
+        for shared in (self.frames, self.paused, *self.features.values(), *self.cuts.values()):
             memo[id(shared)] = shared
         fields = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
         return VideoState(**copy.deepcopy(fields, memo))

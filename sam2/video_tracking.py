@@ -5,6 +5,7 @@ Shapes: B objects in one batch, N objects of the session, S the network's input 
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +17,20 @@ from torch import Tensor
 from sam2.modeling.memory_bank import MemoryBank, MemoryFrame, Selection, memory_reach
 from sam2.modeling.outputs import FrameFeatures, FrameOutput, FrameRequest, PointInputs
 from sam2.modeling.sam2_base import SAM2Base
+from sam2.search_region import (
+    Box,
+    Region,
+    box_of_mask,
+    box_of_points,
+    logits_in_frame,
+    logits_in_region,
+    mask_in_region,
+    next_region,
+    points_in_region,
+    region_around,
+)
 from sam2.utils.misc import fill_holes_in_mask_scores
+from sam2.utils.prompts import resize_mask
 from sam2.video_state import ObjectTrack, VideoState, fade
 
 logger = logging.getLogger(__name__)
@@ -65,6 +79,7 @@ class VideoTracker(SAM2Base):
         """Segment one object on one frame under its prompt, and keep the answer until it is written to memory.
 
         Args:
+            prompt: points in pixels of the network's input, or a mask of `read_mask`, of the whole frame.
             prompted: the answer makes this a prompted frame, rather than a better propagated one.
         """
         points = prompt if isinstance(prompt, PointInputs) else None
@@ -86,10 +101,54 @@ class VideoTracker(SAM2Base):
         )  # fmt: skip
         if request.reads_memory and (points is not None or not self.use_mask_input_as_output_without_sam):
             self._select(state, track, request)
-        output = self._track_object(state, track, request, remember=False)
+        output = self._answer_in_region(state, track, request)
         state.note_edit()
         # Prompts wait here, so that a frame is written to memory once, however many prompts refine it.
         (track.pending_prompted if prompted else track.pending_propagated)[frame_idx] = output
+
+    def _answer_in_region(self, state: VideoState, track: ObjectTrack, request: FrameRequest) -> FrameOutput:
+        """Segment one object under its prompt; with search regions, in the one that its place asks for.
+
+        Args:
+            request: in terms of the whole frame.
+        """
+        place = None if state.search_factor is None else self._place(state, request)
+        region = _region_at(state, place)
+        output = self._track_object(state, track, self._seen(state, request, region), region, remember=False)
+        if state.search_factor is None or place is not None or request.points is None:
+            return output
+        # Clicks and boxes are answered from the whole frame: close up, a click finds a part of the object for all of
+        # it. What was found is then remembered as it looks in its region, as the frames that are tracked will be.
+        masks = resize_masks(output.pred_masks.to(state.device), state.frame_size) > 0
+        place = box_of_mask(masks, state.frame_size)
+        if place is None:
+            return output
+        region = _region_at(state, place)
+        found = request._replace(points=None, previous_logits=None, mask=masks.float())
+        near = self._track_object(state, track, self._seen(state, found, region), region, remember=False)
+        return dataclasses.replace(output, obj_ptr=near.obj_ptr, region=near.region)
+
+    def _place(self, state: VideoState, request: FrameRequest) -> Box | None:
+        """Where an object is by its mask, or by the answer on a tracked frame that the points refine; else None."""
+        if request.mask is not None:
+            return box_of_mask(request.mask >= 0.5, state.frame_size)
+        previous, points = request.previous_logits, request.points
+        if not request.reads_memory or previous is None or points is None:
+            return None
+        before = box_of_mask(previous > 0, state.frame_size)
+        return None if before is None else before.joined(box_of_points(points, state.frame_size, self.image_size))
+
+    def _seen(self, state: VideoState, request: FrameRequest, region: Region | None) -> FrameRequest:
+        """A request in terms of the whole frame as the network gets it, which sees the region, or all of it."""
+        side, frame = self.image_size, state.frame_size
+        mask, points, previous = request.mask, request.points, request.previous_logits
+        if region is not None:
+            if region != Region.whole(frame):
+                mask = None if mask is None else mask_in_region(mask, region, frame)
+                points = None if points is None else points_in_region(points, region, frame, side)
+            previous = None if previous is None else logits_in_region(previous, region, frame, side // 4)
+        mask = None if mask is None else resize_mask(mask, (side, side))
+        return request._replace(mask=mask, points=points, previous_logits=previous)
 
     def _commit_prompts(self, state: VideoState, track: ObjectTrack) -> None:
         """Write an object's pending outputs to memory."""
@@ -110,9 +169,13 @@ class VideoTracker(SAM2Base):
 
     def _write_shown_memory(self, state: VideoState, frame_idx: int, output: FrameOutput, from_points: bool) -> None:
         """Write the memory of a frame whose low-res masks are known."""
-        masks = resize_masks(output.pred_masks.to(state.device), (self.image_size, self.image_size))
+        side, region = self.image_size, output.region
+        masks = output.pred_masks.to(state.device)
+        if region is not None:
+            masks = logits_in_region(masks, region, state.frame_size, side)
+        masks = resize_masks(masks, (side, side))
         with self.autocast():
-            features = self._features(state, frame_idx)
+            features = self._features(state, frame_idx, region)
             write = self.write_by_steps if self.has_own_steps else self.write_memory
             memory = write(features, masks, output.object_score_logits, from_points=from_points)
         _keep_memory(state, [output], memory.features, memory.position)
@@ -163,6 +226,8 @@ class VideoTracker(SAM2Base):
     def _batch_size(self, state: VideoState) -> int:
         if self.non_overlap_masks_for_mem_enc:
             return 1  # objects of one batch would push each other out of memory, as upstream's never do
+        if state.search_factor is not None:
+            return 1  # each has a region of its own
         if self.has_own_steps:
             return 1  # as upstream's, which find all that an object remembers, and may keep something of it
         if self.max_batch_objects is None:
@@ -188,7 +253,7 @@ class VideoTracker(SAM2Base):
             faded = track.faded[t]
             output = FrameOutput(
                 faded.pred_masks.to(state.storage_device), faded.obj_ptr,
-                faded.object_score_logits.to(state.device), ious=faded.ious.to(state.device),
+                faded.object_score_logits.to(state.device), ious=faded.ious.to(state.device), region=faded.region,
             )  # fmt: skip
             self._write_shown_memory(state, t, output, from_points=False)
             del track.faded[t]
@@ -200,31 +265,51 @@ class VideoTracker(SAM2Base):
     ) -> list[FrameOutput]:
         """Track objects of equal memory layout on one frame."""
         if len(tracks) == 1:
-            return [self._track_object(state, tracks[0], request, remember=True)]
+            region = self._region_to_search(state, tracks[0], request)
+            return [self._track_object(state, tracks[0], request, region, remember=True)]
         bank = join_banks([self._selection(track.bank, request) for track in tracks], state.memory_position)
         with self.autocast():
             features = repeat_features(self._features(state, request.frame_idx), len(tracks))
             output = self.track(features, bank, request, remember=True)
         return self._keep(state, output)
 
-    def _track_object(
-        self, state: VideoState, track: ObjectTrack, request: FrameRequest, remember: bool
-    ) -> FrameOutput:
-        """Run the network for one object on one frame; what is returned is all that the session keeps of it."""
-        with self.autocast():
-            features = self._features(state, request.frame_idx)
-            output = self.track(features, track.bank, request, remember)
-        return self._keep(state, output)[0]
+    def _region_to_search(self, state: VideoState, track: ObjectTrack, request: FrameRequest) -> Region | None:
+        """Where to look for an object that is tracked to a frame; None, for everywhere, where that is not asked."""
+        if state.search_factor is None:
+            return None
+        frame, last = state.frame_size, track.last_known(request.frame_idx, request.reverse)
+        masks = None if last is None else track.latest_masks(last)
+        if last is None or masks is None:
+            return Region.whole(frame)
+        looked, found = track.region(last) or Region.whole(frame), box_of_mask(masks > 0, frame)
+        return next_region(looked, found, frame, state.search_factor, gap=abs(request.frame_idx - last))
 
-    def _keep(self, state: VideoState, output: FrameOutput) -> list[FrameOutput]:
+    def _track_object(
+        self, state: VideoState, track: ObjectTrack, request: FrameRequest, region: Region | None, remember: bool
+    ) -> FrameOutput:
+        """Run the network for one object on one frame; what is returned is all that the session keeps of it.
+
+        Args:
+            request: its prompts are the region's.
+            region: what the network sees; None for the whole frame.
+        """
+        with self.autocast():
+            features = self._features(state, request.frame_idx, region)
+            output = self.track(features, track.bank, request, remember)
+        return self._keep(state, output, region)[0]
+
+    def _keep(self, state: VideoState, output: FrameOutput, region: Region | None = None) -> list[FrameOutput]:
         """What the session keeps of a batch's outputs, object by object."""
         masks = output.pred_masks
         if self.fill_hole_area > 0:
             masks = fill_holes_in_mask_scores(masks, self.fill_hole_area)
+        if region is not None:
+            masks = logits_in_frame(masks, region, state.frame_size, state.mask_side)
+        masks = resize_masks(masks, (state.mask_side, state.mask_side))
         assert output.ious is not None
         # A copy to the CPU must have arrived before it is read there: never non_blocking.
         kept = [
-            FrameOutput(*values)
+            FrameOutput(*values, region=region)
             for values in zip(
                 _apart(masks.to(state.storage_device)), _apart(output.obj_ptr),
                 _apart(output.object_score_logits), _apart(output.ious), strict=True,
@@ -234,13 +319,32 @@ class VideoTracker(SAM2Base):
             _keep_memory(state, kept, output.maskmem_features, output.maskmem_pos_enc[-1])
         return kept
 
-    def _features(self, state: VideoState, frame_idx: int) -> FrameFeatures:
-        """The encoder's maps of a frame; those of the last frame are kept, for all objects and repeated prompts."""
+    def _features(self, state: VideoState, frame_idx: int, region: Region | None = None) -> FrameFeatures:
+        """The encoder's maps of a frame, or of a region of it; the last ones are kept, for all objects and repeated
+        prompts."""
+        if region is not None and region != Region.whole(state.frame_size):
+            return self._cut_features(state, frame_idx, region)
         if frame_idx not in state.features:
             state.features.clear()  # free the old maps before making new ones
             image = state.frames[frame_idx].to(state.device, torch.float32)
             state.features[frame_idx] = self.encode_image(image[None])
         return state.features[frame_idx]
+
+    def _cut_features(self, state: VideoState, frame_idx: int, region: Region) -> FrameFeatures:
+        cut = (frame_idx, region)
+        if cut not in state.cuts:
+            state.cuts.clear()
+            image = state.frames.cut(frame_idx, region.rows, region.columns).to(state.device, torch.float32)
+            state.cuts[cut] = self.encode_image(image[None])
+        return state.cuts[cut]
+
+
+def _region_at(state: VideoState, place: Box | None) -> Region | None:
+    """The region to look at for an object at a place, everything where that is unknown; None without regions."""
+    if state.search_factor is None:
+        return None
+    frame = state.frame_size
+    return Region.whole(frame) if place is None else region_around(place, frame, state.search_factor)
 
 
 def resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:

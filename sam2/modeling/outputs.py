@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from sam2.search_region import Region
 
 
 class DecodedMasks(NamedTuple):
@@ -142,6 +145,7 @@ class FrameOutput(ReadsAsDict):
     maskmem_pos_enc: list[Tensor] | None = None  # one (B, mem_dim, h, w)
     point_inputs: PointInputs | None = None
     mask_inputs: Tensor | None = None  # (B, 1, S, S)
+    region: Region | None = None  # the part of the frame that the network saw; None for all of it
 
     def __setitem__(self, name: str, value: Any) -> None:
         if name not in self.names:

@@ -147,8 +147,16 @@ class FrameLoader:
         if isinstance(index, slice):
             frames = [self[i] for i in range(*index.indices(len(self)))]
             return torch.stack(frames) if frames else torch.empty(0, *self.shape[1:], device=self.device)
-        pixels = torch.from_numpy(self.pixels(index)).to(self.device)  # moved as bytes, a quarter of the floats
-        image = pixels.permute(2, 0, 1).contiguous().float()  # reordered as bytes too: three times faster
+        return self._normalised(self.pixels(index))
+
+    def cut(self, index: SupportsIndex, rows: slice, columns: slice) -> Tensor:
+        """A part of the frame, cut out at its native size, as `loader[i]` is the whole: float32 (3, S, S)."""
+        return self._normalised(resize_frame(self.frame(index)[rows, columns], self.image_size))
+
+    def _normalised(self, pixels: np.ndarray) -> Tensor:
+        """(S, S, 3) uint8 -> float32 (3, S, S)."""
+        moved = torch.from_numpy(pixels).to(self.device)  # as bytes, a quarter of the floats
+        image = moved.permute(2, 0, 1).contiguous().float()  # reordered as bytes too: three times faster
         # Divided by a tensor, not a number: CUDA multiplies by the reciprocal of a number, which rounds otherwise.
         return image.div_(self._range).sub_(self._mean).div_(self._std)
 
