@@ -3,6 +3,7 @@
     python benchmarks/embedded_model.py                                          # 50 drawn clips, needs no data
     python benchmarks/embedded_model.py --davis_root DAVIS --picture masks.png   # and every sequence of a folder
     python benchmarks/embedded_model.py --davis_root DAVIS --image-size 640 --methods mask   # sees smaller things
+    python benchmarks/embedded_model.py --davis_root DAVIS --search-factor 1.25              # looks around each object
     python benchmarks/embedded_model.py --davis_root DAVIS --config mine.yaml --checkpoint outputs/mine/model.pt
     python benchmarks/embedded_model.py --first 1000 --methods mask --config nano --checkpoint outputs/mine/model.pt \\
         --beside checkpoints/sam2.1_hiera_nano.pt   # are mine better? other clips than those of the tables
@@ -161,6 +162,7 @@ class Model(NamedTuple):
     dtype: str
     threads: int
     image_size: int | None = None
+    search_factor: float | None = None
 
 
 def measure(clip: Clip, model: Model, names: Sequence[str]) -> list[Row]:
@@ -175,8 +177,9 @@ def _predictor(model: Model) -> Any:
     torch.set_num_threads(model.threads)
     cv2.setNumThreads(model.threads)
     predictor = build_sam2_video_predictor(
-        model.config, model.checkpoint, device="cpu", dtype=model.dtype, image_size=model.image_size
-    )
+        model.config, model.checkpoint, device="cpu", dtype=model.dtype, image_size=model.image_size,
+        search_factor=model.search_factor,
+    )  # fmt: skip
     predictor.skip_mad_threshold = 0
     return predictor
 
@@ -288,7 +291,7 @@ def draw_picture(clips: Sequence[Clip], model: Model) -> Image.Image:
 
 def run(args: argparse.Namespace) -> list[Row]:
     """Measure, print, write."""
-    model = Model(args.config, args.checkpoint, args.dtype, 1, args.image_size)
+    model = Model(args.config, args.checkpoint, args.dtype, 1, args.image_size, args.search_factor)
     root = None if args.davis_root is None else DavisRoot.open(args.davis_root)
     names = [] if root is None else root.sequences(args.split)
     drawn = Drawn(args.first, args.clips, args.frames, args.difficulty)
@@ -335,6 +338,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--beside", metavar="CHECKPOINT", help="other weights of the same config, measured on the same clips")
     add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     add("--image-size", type=int, metavar="PIXELS", help="side frames are resized to (default: the config's)")
+    add("--search-factor", type=float, metavar="TIMES", help="looks around each object only (default: everywhere)")
     add("--processes", type=int, default=2, help="that measure accuracy, one thread each (default: 2)")
     add("--threads", type=int, default=2, help="while speed is measured (default: 2)")
     add("--repeats", type=int, default=3, help="runs that speed is the median of (default: 3)")

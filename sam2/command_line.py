@@ -33,6 +33,10 @@ def add_model_options(add: Add, checkpoint: str = "weights that belong to --conf
     add("--device", help="cuda, mps or cpu (default: the best there is)")
     add("--dtype", choices=DTYPES, default="float32", help="auto: bfloat16 where the device computes in it")
     add("--image-size", type=int, metavar="PIXELS", help="side frames are resized to (default: the config's)")
+    add(
+        "--search-factor", type=float, metavar="TIMES",
+        help="look for each object in a part of the frame so many times its size, 1 or more (default: everywhere)",
+    )  # fmt: skip
 
 
 def check_model_options(parser: Parser, args: argparse.Namespace, *, needs_weights: bool = True) -> None:

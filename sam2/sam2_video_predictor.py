@@ -301,15 +301,14 @@ class SAM2VideoPredictor(UpstreamHooks):
         frame_idx = state.check_frame("frame_idx", frame_idx)
         square = (self.image_size, self.image_size)
         given = read_mask(mask, ((state.video_height, state.video_width), square)).to(state.device)
-        prompt = resize_mask(given, square)
-        if state.search_factor is None and (given >= 0.5).any() and not prompt.any():
+        if self._vanishes(state, given):
             logger.warning(
                 "the mask of obj_id %r on frame %d is empty once it is reduced to the network's %d x %d pixels: the "
                 "object counts as absent there", obj_id, frame_idx, *square,
             )  # fmt: skip
         track = state.objects.get(obj_id) or ObjectTrack()
         self._answer_prompt(state, track, frame_idx, given, self._is_prompted_frame(state, track, frame_idx))
-        track.masks[frame_idx] = prompt
+        track.masks[frame_idx] = resize_mask(given, square)
         track.points.pop(frame_idx, None)
         return self._show_prompted(state, obj_id, track, frame_idx)
 

@@ -26,6 +26,7 @@ TOLERANCE = 0.2  # natural logarithm of a size: the region keeps its own as long
 PACE = 0.3  # of the way to the wanted size is gone in a frame, so that the object's scale changes slowly
 GROWTH = 1.15  # a region in which nothing was found is so many times as wide and high on the next frame
 NO_POINT = -1  # label of a point that is none, for the prompt encoder
+DRIFT = 1.05  # a region is larger by this for each frame since the object was seen, the first one not counted
 OUTSIDE_LOGIT = -10.0  # of what the network did not look at
 
 
@@ -121,7 +122,7 @@ def next_region(last: Region, box: Box | None, frame: Size, factor: float, gap: 
     if abs(change) > TOLERANCE:
         side *= math.exp(PACE * change)
     side = max(side, min(COVER, factor) * box.longer_side)
-    return _placed(box, side * GROWTH ** (gap - 1), frame)
+    return _placed(box, side * DRIFT ** (gap - 1), frame)
 
 
 def _wanted_side(box: Box, frame: Size, factor: float) -> float:

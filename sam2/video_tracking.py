@@ -128,6 +128,12 @@ class VideoTracker(SAM2Base):
         near = self._track_object(state, track, self._seen(state, found, region), region, remember=False)
         return dataclasses.replace(output, obj_ptr=near.obj_ptr, region=near.region)
 
+    def _vanishes(self, state: VideoState, mask: Tensor) -> bool:
+        """Whether a mask of `read_mask` that shows an object is empty as the network gets it."""
+        place = box_of_mask(mask >= 0.5, state.frame_size)
+        seen = self._seen(state, FrameRequest(0, 1, mask=mask), _region_at(state, place)).mask
+        return place is not None and seen is not None and not seen.any()
+
     def _place(self, state: VideoState, request: FrameRequest) -> Box | None:
         """Where an object is by its mask, or by the answer on a tracked frame that the points refine; else None."""
         if request.mask is not None:

@@ -20,6 +20,7 @@ from hydra.errors import InstantiationException
 from sam2 import build_sam
 from sam2.build_sam import EMBEDDED, check_image_size, dtype_name, find_config, load_config, packaged_file, pick_device
 from sam2.frame_skipping import FrameDecision, RecordedMasks, SkipOptions, play_through
+from sam2.search_region import check_search_factor
 from sam2.utils.change_detection import GateFrame, KeyFrame
 from sam2.utils.davis import DavisRoot, merge_masks, read_label_map
 from sam2.utils.frame_loader import FrameLoader
@@ -141,23 +142,29 @@ class ModelFiles:
         checkpoint: the file with the weights; None where none are needed.
         image_size: the network's input size, pixels.
         skipping: the skip options that a predictor of this config starts with.
+        search_factor: how large a part of the frame objects are looked for in; None for all of it.
     """
 
     config: Path
     checkpoint: Path | None
     image_size: int
     skipping: SkipOptions
+    search_factor: float | None = None
 
     @classmethod
-    def find(cls, config: str | None, checkpoint: Path | None, image_size: int | None = None) -> ModelFiles:
+    def find(
+        cls, config: str | None, checkpoint: Path | None, image_size: int | None = None,
+        search_factor: float | None = None,
+    ) -> ModelFiles:  # fmt: skip
         """Find the files; None for both is the embedded model.
 
         Args:
-            image_size: as of `build_sam2_video_predictor`.
+            image_size, search_factor: as of `build_sam2_video_predictor`.
 
         Raises:
             FileNotFoundError: no such config or checkpoint.
-            ValueError: `image_size` is none, the config does not say it, or has skip options that make no sense.
+            ValueError: `image_size` or `search_factor` is none, the config does not say its image size, or has skip
+                options that make no sense.
         """
         if config is None:
             checkpoint = packaged_file("checkpoints", EMBEDDED.checkpoint)
@@ -171,7 +178,8 @@ class ModelFiles:
             raise ValueError(f"config: {path} does not say model.image_size")
         size = int(model["image_size"]) if image_size is None else check_image_size(image_size)
         skipping = SkipOptions(**{field: model[name] for name, field in SKIP_OPTIONS.items() if name in model})
-        return cls(path, checkpoint, size, skipping)
+        factor = check_search_factor(model.get("search_factor") if search_factor is None else search_factor)
+        return cls(path, checkpoint, size, skipping, factor)
 
     @cached_property
     def checkpoint_sha256(self) -> str | None:
@@ -194,14 +202,17 @@ class ModelFiles:
             "max_consecutive_skips": options.max_consecutive_skips,
             "config": self.config.stem,
             "image_size": self.image_size,
+            # Said only where it is on: results from before there was such an option can be gone on with.
+            **({} if self.search_factor is None else {"search_factor": self.search_factor}),
             "dtype": dtype_name(dtype, device),
             "checkpoint_sha256": self.checkpoint_sha256,
         }
 
 
 def build_predictor(
-    config: str | None, checkpoint: Path | None, device: torch.device, dtype: str, image_size: int | None = None
-) -> Any:
+    config: str | None, checkpoint: Path | None, device: torch.device, dtype: str, image_size: int | None = None,
+    search_factor: float | None = None,
+) -> Any:  # fmt: skip
     """The predictor of a command line's options.
 
     Raises:
@@ -209,7 +220,7 @@ def build_predictor(
     """
     try:
         return build_sam.build_sam2_video_predictor(
-            config, checkpoint, device=device, dtype=dtype, image_size=image_size
+            config, checkpoint, device=device, dtype=dtype, image_size=image_size, search_factor=search_factor
         )
     except InstantiationException as error:
         raise ValueError(f"config: {config} makes no predictor: {error}") from error

@@ -73,6 +73,11 @@ def test_every_method_is_measured_on_the_folder_and_on_drawn_clips(root, tmp_pat
     assert "2 drawn" in printed and "a: " in printed and "frames/s" in printed
 
 
+def test_the_model_is_built_as_the_command_line_says():
+    predictor = embedded_model._predictor(embedded_model.Model(None, None, "float32", 1, 96, 1.5))
+    assert (predictor.image_size, predictor.search_factor, predictor.skip_mad_threshold) == (96, 1.5, 0)
+
+
 @pytest.mark.usefixtures("in_this_process")
 def test_only_the_methods_that_are_named_are_measured(tmp_path):
     figures = tmp_path / "figures.json"

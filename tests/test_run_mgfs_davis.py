@@ -163,6 +163,23 @@ def test_the_image_size_of_the_command_line_reaches_the_network_and_the_record(s
     assert read_json(tmp_path, "s3", "sequence.json")["settings"]["image_size"] == 96
 
 
+def test_the_search_factor_of_the_command_line_reaches_the_network_and_the_record(stills, tmp_path, capsys):
+    plain = ["--sequences", "s3", "--image-size", "96"]
+    assert run(stills, tmp_path, *plain) == 0
+    assert "search_factor" not in read_json(tmp_path, "s3", "sequence.json")["settings"]
+    everywhere = (tmp_path / "s3" / "00002.png").read_bytes()
+    assert run(stills, tmp_path, *plain, "--search-factor", "1.5", "--resume") == 2
+    assert "search_factor" in capsys.readouterr().err  # results of other settings are not mixed
+    assert run(stills, tmp_path, *plain, "--search-factor", "1.5") == 0
+    assert read_json(tmp_path, "s3", "sequence.json")["settings"]["search_factor"] == 1.5
+    assert (tmp_path / "s3" / "00002.png").read_bytes() != everywhere
+
+
+def test_a_search_factor_that_is_none_is_one_error(stills, tmp_path, capsys):
+    assert run(stills, tmp_path, "--search-factor", "0.5") == 2
+    assert capsys.readouterr().err == "error: search_factor must be a number of 1 or more, or None, got 0.5\n"
+
+
 def test_several_thresholds_have_a_folder_each_and_take_turns_by_sequence(stills, tracked, tmp_path, capsys):
     run(stills, tmp_path, "--strategy", "mask_aware", "--threshold", "0", "0.10", "--sequences", "s3", "s4")
     assert [(name, options.threshold) for name, options in tracked] == [("s4", 0), ("s4", 0.1), ("s3", 0), ("s3", 0.1)]

@@ -87,7 +87,7 @@ def test_a_region_without_the_object_grows_to_the_whole_frame():
 def test_the_region_is_the_larger_the_longer_ago_the_object_was_seen():
     last, box = Region(350, 140, 200, 200), Box(400, 200, 500, 280)
     widths = [next_region(last, box, FRAME, 2.0, gap=gap).width for gap in (1, 2, 4)]
-    assert widths == [200, round(200 * 1.15), round(200 * 1.15**3)]
+    assert widths == [200, round(200 * 1.05), round(200 * 1.05**3)]
     assert next_region(last, None, FRAME, 2.0, gap=3).width == round(200 * 1.15**3)
 
 
@@ -364,6 +364,16 @@ def test_an_empty_mask_is_looked_for_everywhere(predictor, clip):
     predictor.add_new_mask(state, 0, 1, np.zeros((HEIGHT, WIDTH), bool))
     assert state.track(1).pending_prompted[0].region == Region.whole(state.frame_size)
     assert all((logits <= 0).all() for logits in track(predictor, state, max_frame_num_to_track=2).values())
+
+
+def test_a_mask_that_vanishes_at_the_networks_size_is_seen_in_its_region(predictor, clip, caplog):
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[100, 100] = True
+    predictor.add_new_mask(predictor.init_state(list(clip.frames)), 0, 1, mask)
+    assert "is empty" not in caplog.text
+    mask[230, 310] = True  # too far away for a small region
+    predictor.add_new_mask(predictor.init_state(list(clip.frames)), 0, 1, mask)
+    assert "is empty once it is reduced" in caplog.text
 
 
 @pytest.mark.parametrize("factor", [0.9, 0, -1, math.inf, math.nan, "2", True])

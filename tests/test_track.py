@@ -114,6 +114,16 @@ def test_the_network_is_built_at_the_size_of_the_command_line():
     assert track.build(args, torch.device("cpu")).image_size == 96
 
 
+def test_the_network_is_built_with_the_search_factor_of_the_command_line():
+    args = track.parse(["clip.mp4", "--point", "1,2", "--output", "out", "--image-size", "96", "--search-factor", "2"])
+    assert track.build(args, torch.device("cpu")).search_factor == 2
+
+
+def test_the_search_factor_is_on_record(videos, built, tmp_path):
+    assert run(videos, tmp_path, "--search-factor", "1.5", names=["two"]) == 0
+    assert read_json(tmp_path, "two", "sequence.json")["settings"]["search_factor"] == 1.5
+
+
 # Failures
 
 

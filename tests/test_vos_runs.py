@@ -130,6 +130,17 @@ def test_skip_options_of_a_config_are_the_defaults(tmp_path):
     }  # fmt: skip
 
 
+def test_a_search_factor_of_the_config_or_ones_own_is_checked_and_on_record(tmp_path):
+    config = tmp_path / "near.yaml"
+    config.write_text("model: {image_size: 512, search_factor: 2}")
+    plain, model = ModelFiles.find(None, None), ModelFiles.find(str(config), None)
+    assert "search_factor" not in plain.settings(plain.skipping, "float32", CPU)
+    assert model.settings(model.skipping, "float32", CPU)["search_factor"] == 2
+    assert ModelFiles.find(str(config), None, search_factor=1.5).search_factor == 1.5
+    with pytest.raises(ValueError, match="search_factor must be a number of 1 or more, or None, got 0"):
+        ModelFiles.find(str(config), None, search_factor=0)
+
+
 def test_an_image_size_of_ones_own_is_checked_and_on_record(tmp_path):
     model = ModelFiles.find("tiny", None, 512)
     assert model.image_size == model.settings(model.skipping, "float32", CPU)["image_size"] == 512
