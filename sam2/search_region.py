@@ -25,6 +25,8 @@ COVER = 1.15  # a region is so many times as large as the object, at least, wher
 TOLERANCE = 0.2  # natural logarithm of a size: the region keeps its own as long as the wanted one is as near as this
 PACE = 0.3  # of the way to the wanted size is gone in a frame, so that the object's scale changes slowly
 GROWTH = 1.15  # a region in which nothing was found is so many times as wide and high on the next frame
+BOX_FACTOR = 3.0  # a box is answered from a region so many times its size: the object is told apart by what is around
+FIRST_CORNER = 2  # label of a box's first corner; its second has 3
 NO_POINT = -1  # label of a point that is none, for the prompt encoder
 DRIFT = 1.05  # a region is larger by this for each frame since the object was seen, the first one not counted
 OUTSIDE_LOGIT = -10.0  # of what the network did not look at
@@ -162,8 +164,17 @@ def box_of_points(points: PointInputs, frame: Size, side: int) -> Box | None:
     Args:
         points: in pixels of the whole frame at side x side.
     """
+    return _box_around(points, points.point_labels > 0, frame, side)
+
+
+def box_of_box_prompt(points: PointInputs, frame: Size, side: int) -> Box | None:
+    """The box among points, if there is one. Args as of `box_of_points`."""
+    return _box_around(points, points.point_labels >= FIRST_CORNER, frame, side)
+
+
+def _box_around(points: PointInputs, chosen: Tensor, frame: Size, side: int) -> Box | None:
     scale = points.point_coords.new_tensor([frame.width, frame.height]) / side
-    places = (points.point_coords * scale)[points.point_labels > 0].cpu()
+    places = (points.point_coords * scale)[chosen].cpu()
     if len(places) == 0:
         return None
     return Box(*places.amin(dim=0).tolist(), *places.amax(dim=0).tolist())

@@ -18,8 +18,10 @@ from sam2.modeling.memory_bank import MemoryBank, MemoryFrame, Selection, memory
 from sam2.modeling.outputs import FrameFeatures, FrameOutput, FrameRequest, PointInputs
 from sam2.modeling.sam2_base import SAM2Base
 from sam2.search_region import (
+    BOX_FACTOR,
     Box,
     Region,
+    box_of_box_prompt,
     box_of_mask,
     box_of_points,
     logits_in_frame,
@@ -112,13 +114,13 @@ class VideoTracker(SAM2Base):
         Args:
             request: in terms of the whole frame.
         """
-        place = None if state.search_factor is None else self._place(state, request)
-        region = _region_at(state, place)
+        place = self._place(state, request)
+        region = _region_at(state, place) if place is not None else self._first_look(state, request)
         output = self._track_object(state, track, self._seen(state, request, region), region, remember=False)
-        if state.search_factor is None or place is not None or request.points is None:
+        if region is None or place is not None or request.points is None:
             return output
-        # Clicks and boxes are answered from the whole frame: close up, a click finds a part of the object for all of
-        # it. What was found is then remembered as it looks in its region, as the frames that are tracked will be.
+        # It is remembered as it looks in its own region, as the frames that are tracked will be. That is no place to
+        # answer a click in: close up, it finds a part of the object for all of it.
         masks = resize_masks(output.pred_masks.to(state.device), state.frame_size) > 0
         place = box_of_mask(masks, state.frame_size)
         if place is None:
@@ -128,6 +130,14 @@ class VideoTracker(SAM2Base):
         near = self._track_object(state, track, self._seen(state, found, region), region, remember=False)
         return dataclasses.replace(output, obj_ptr=near.obj_ptr, region=near.region)
 
+    def _first_look(self, state: VideoState, request: FrameRequest) -> Region | None:
+        """Where to look for an object whose place is unknown: around a box, else everywhere."""
+        points = request.points
+        box = None if points is None else box_of_box_prompt(points, state.frame_size, self.image_size)
+        if state.search_factor is None or box is None:
+            return _region_at(state, None)
+        return region_around(box, state.frame_size, max(state.search_factor, BOX_FACTOR))
+
     def _vanishes(self, state: VideoState, mask: Tensor) -> bool:
         """Whether a mask of `read_mask` that shows an object is empty as the network gets it."""
         place = box_of_mask(mask >= 0.5, state.frame_size)
@@ -136,6 +146,8 @@ class VideoTracker(SAM2Base):
 
     def _place(self, state: VideoState, request: FrameRequest) -> Box | None:
         """Where an object is by its mask, or by the answer on a tracked frame that the points refine; else None."""
+        if state.search_factor is None:
+            return None
         if request.mask is not None:
             return box_of_mask(request.mask >= 0.5, state.frame_size)
         previous, points = request.previous_logits, request.points

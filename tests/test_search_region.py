@@ -319,19 +319,43 @@ def prompts_of(clip, obj_id):
     return box, [[float(np.median(columns)), float(np.median(rows))]]
 
 
-@pytest.mark.parametrize("kind", ["box", "click", "both"])
-def test_points_are_answered_as_by_sam_2_and_remembered_near_the_object(predictor, clip, kind):
-    box, click = prompts_of(clip, 1)
-    prompt = {"box": {"box": box}, "click": {"points": click, "labels": [1]}}
-    prompt["both"] = prompt["box"] | prompt["click"]
+def test_a_click_is_answered_as_by_sam_2_and_remembered_near_the_object(predictor, clip):
+    _, click = prompts_of(clip, 1)
     state = predictor.init_state(list(clip.frames))
-    _, _, near = predictor.add_new_points_or_box(state, 0, 1, **prompt[kind])
+    _, _, near = predictor.add_new_points_or_box(state, 0, 1, points=click, labels=[1])
     predictor.search_factor = None
-    _, _, far = predictor.add_new_points_or_box(predictor.init_state(list(clip.frames)), 0, 1, **prompt[kind])
+    everywhere = predictor.init_state(list(clip.frames))
+    _, _, far = predictor.add_new_points_or_box(everywhere, 0, 1, points=click, labels=[1])
     assert overlap(near[0, 0], np.asarray(far[0, 0] > 0)) > 0.97
     region = state.track(1).pending_prompted[0].region
     found = box_of_mask(near > 0, state.frame_size)
     assert region == pytest.approx(region_around(found, state.frame_size, 1.25), abs=4)
+
+
+@pytest.mark.parametrize("with_click", [False, True])
+def test_a_box_is_answered_from_its_surroundings_and_remembered_near_the_object(
+    predictor, clip, with_click, monkeypatch
+):
+    box, click = prompts_of(clip, 1)
+    looked = []
+    track_object = type(predictor)._track_object
+    monkeypatch.setattr(
+        type(predictor), "_track_object",
+        lambda self, state, track, request, region, remember: looked.append((region, request))
+        or track_object(self, state, track, request, region, remember),
+    )  # fmt: skip
+    state = predictor.init_state(list(clip.frames))
+    clicks = {"points": click, "labels": [1]} if with_click else {}
+    _, _, logits = predictor.add_new_points_or_box(state, 0, 1, box=box, **clicks)
+    (first, asked), (near, _) = looked
+    assert first == pytest.approx(region_around(Box(*map(float, box)), state.frame_size, 3.0), abs=1)
+    corners = (np.array(box).reshape(2, 2) - first[:2]) * 128 / first[2:]
+    np.testing.assert_allclose(asked.points.point_coords[0, :2], corners, atol=1)
+    assert asked.points.point_labels.tolist() == [[2, 3, 1] if with_click else [2, 3]]
+    found = box_of_mask(logits > 0, state.frame_size)
+    assert near == pytest.approx(region_around(found, state.frame_size, 1.25), abs=4)
+    assert state.track(1).pending_prompted[0].region == near
+    assert overlap(logits[0, 0], clip.labels[0] == 1) > 0.7
 
 
 def test_a_click_refines_what_the_one_before_found(predictor, clip):
