@@ -60,6 +60,7 @@ def load_state(predictor: SAM2VideoPredictor, path: StrPath, video: Any, **optio
     try:
         _check_video(state, content["video"], path)
         state.search_factor = content["search_factor"]
+        state.frames.resizes = state.search_factor is None
         if content["memory_position"] is not None:
             state.memory_position = content["memory_position"].to(state.device)
         for obj_id, stored in content["objects"]:

@@ -243,6 +243,9 @@ class VideoState(MutableMapping[str, Any]):
     is_closed: bool = False
     notes: dict[str, Any] = field(default_factory=dict)  # what the user keeps here under names of their own
 
+    def __post_init__(self) -> None:
+        self.frames.resizes = self.search_factor is None
+
     @property
     def decisions(self) -> list[FrameDecision]:
         """What propagation did with each frame, the last time it passed, in the order it was decided."""

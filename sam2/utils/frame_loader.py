@@ -32,7 +32,7 @@ class PreparedFrame(NamedTuple):
     """One frame before it becomes a float image."""
 
     frame: np.ndarray  # (H, W, 3) uint8 RGB, as the source gave it
-    pixels: np.ndarray  # (S, S, 3) uint8 RGB
+    pixels: np.ndarray | None  # (S, S, 3) uint8 RGB; None where `FrameLoader.resizes` is off
     extra: Any  # what `FrameLoader.also` made of it
 
 
@@ -165,11 +165,21 @@ class FrameLoader:
 
     def pixels(self, index: SupportsIndex) -> np.ndarray:
         """The resized frame, (S, S, 3) uint8 RGB."""
-        return self._frames.get(self._checked(index)).pixels
+        prepared = self._frames.get(self._checked(index))
+        return resize_frame(prepared.frame, self.image_size) if prepared.pixels is None else prepared.pixels
 
     def frame(self, index: SupportsIndex) -> np.ndarray:
         """The frame at its native size, (H, W, 3) uint8 RGB."""
         return self._frames.get(self._checked(index)).frame
+
+    @property
+    def resizes(self) -> bool:
+        """Whether every frame is resized ahead of its use, which takes time for nothing where only parts are used."""
+        return self._frames.resizes
+
+    @resizes.setter
+    def resizes(self, value: bool) -> None:
+        self._frames.resizes = value
 
     @property
     def also(self) -> Callable[[np.ndarray], Any] | None:
@@ -217,6 +227,7 @@ class _PreparedFrames:
         self._read_ahead = read_ahead
         self._thread_count = threads if read_ahead else 0
         self.also: Callable[[np.ndarray], Any] | None = None
+        self.resizes = True
         self._threads: list[threading.Thread] = []  # started with the first step
         # One reader at a time, and frames are chosen while holding it: sources see them in the order of reading.
         self._reading = threading.Lock()
@@ -310,7 +321,8 @@ class _PreparedFrames:
         prepared = None
         try:
             extra = None if self.also is None else self.also(frame)
-            prepared = PreparedFrame(frame, resize_frame(frame, self._image_size), extra)
+            pixels = resize_frame(frame, self._image_size) if self.resizes else None
+            prepared = PreparedFrame(frame, pixels, extra)
         finally:
             self._settle(index, prepared)
         return prepared

@@ -132,6 +132,23 @@ def test_the_same_video_gives_the_same_tensor_through_pyav(tmp_path: Path, monke
         np.testing.assert_array_equal([image.numpy() for image in loader], [prepared(frame, 40) for frame in frames])
 
 
+def test_a_part_of_a_frame_is_cut_at_its_native_size() -> None:
+    frame = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    with FrameLoader([frame], 32) as loader:
+        cut = loader.cut(0, slice(10, 30), slice(20, 45))
+        with FrameLoader([np.ascontiguousarray(frame[10:30, 20:45])], 32) as part:
+            assert torch.equal(cut, part[0])
+
+
+def test_frames_are_resized_on_demand_where_that_is_asked_for() -> None:
+    frames = [np.full((40, 60, 3), value, np.uint8) for value in (10, 200)]
+    with FrameLoader(frames, 32) as ahead, FrameLoader(frames, 32) as on_demand:
+        on_demand.resizes = False
+        for index in (0, 1):
+            assert torch.equal(ahead[index], on_demand[index])
+        assert on_demand.pixels(1) is not on_demand.pixels(1)
+
+
 def test_pixels_and_frame_are_the_steps_before_the_tensor_and_are_made_once() -> None:
     frames = drawn_clip(2)
     source = WatchedSource(2)
