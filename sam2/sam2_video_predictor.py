@@ -199,7 +199,8 @@ class SAM2VideoPredictor(UpstreamHooks):
 
         Args:
             video: the same video, from wherever it lies now.
-            **options: the offloading options of `init_state`; `keep` and `corrections` are the saved session's.
+            **options: the offloading options of `init_state`; `keep`, `corrections` and the search factor are the saved
+                session's.
 
         Raises:
             FileNotFoundError: there is no such file or video.
@@ -301,14 +302,16 @@ class SAM2VideoPredictor(UpstreamHooks):
         frame_idx = state.check_frame("frame_idx", frame_idx)
         square = (self.image_size, self.image_size)
         given = read_mask(mask, ((state.video_height, state.video_width), square)).to(state.device)
-        if self._vanishes(state, given):
+        prompt, track = resize_mask(given, square), state.objects.get(obj_id) or ObjectTrack()
+        seen = prompt if state.search_factor is None else given
+        answer = self._answer_prompt(state, track, frame_idx, seen, self._is_prompted_frame(state, track, frame_idx))
+        kept = prompt if state.search_factor is None else answer.pred_masks > 0
+        if (given >= 0.5).any() and not kept.any():
             logger.warning(
                 "the mask of obj_id %r on frame %d is empty once it is reduced to the network's %d x %d pixels: the "
                 "object counts as absent there", obj_id, frame_idx, *square,
             )  # fmt: skip
-        track = state.objects.get(obj_id) or ObjectTrack()
-        self._answer_prompt(state, track, frame_idx, given, self._is_prompted_frame(state, track, frame_idx))
-        track.masks[frame_idx] = resize_mask(given, square)
+        track.masks[frame_idx] = prompt
         track.points.pop(frame_idx, None)
         return self._show_prompted(state, obj_id, track, frame_idx)
 

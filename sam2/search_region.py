@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sam2.modeling.outputs import PointInputs
 
 LEAST_SHARE = 0.25  # of the frame's shorter side: a region is no smaller, as it would show blur enlarged
-COVER = 1.15  # a region is so many times as large as the object, at least, where the factor allows it
+COVER = 1.15  # a region is so many times as large as the object, at least: else it could not be seen to grow
 TOLERANCE = 0.2  # natural logarithm of a size: the region keeps its own as long as the wanted one is as near as this
 PACE = 0.3  # of the way to the wanted size is gone in a frame, so that the object's scale changes slowly
 GROWTH = 1.15  # a region in which nothing was found is so many times as wide and high on the next frame
@@ -29,6 +29,7 @@ BOX_FACTOR = 3.0  # a box is answered from a region so many times its size: the 
 FIRST_CORNER = 2  # label of a box's first corner; its second has 3
 NO_POINT = -1  # label of a point that is none, for the prompt encoder
 DRIFT = 1.05  # a region is larger by this for each frame since the object was seen, the first one not counted
+LONG_AGO = 1000  # frames, after which a region of any size has become the whole frame
 OUTSIDE_LOGIT = -10.0  # of what the network did not look at
 
 
@@ -102,7 +103,7 @@ def region_around(box: Box, frame: Size, factor: float) -> Region:
     """The region for an object whose place is known: a square, as far as it fits into the frame.
 
     Args:
-        factor: its side is so many times the longer one of the object's box.
+        factor: its side is so many times the longer one of the object's box, and never less than `COVER` times.
     """
     return _placed(box, _wanted_side(box, frame, factor), frame)
 
@@ -116,20 +117,20 @@ def next_region(last: Region, box: Box | None, frame: Size, factor: float, gap: 
         factor: as of `region_around`.
         gap: how many frames ago that was; the region grows with each one of which nothing is known.
     """
-    side: float = max(last.width, last.height)
+    side, gap = float(max(last.width, last.height)), min(gap, LONG_AGO)
     if box is None:
         there = Box(last.left, last.top, last.left + last.width, last.top + last.height)
         return _placed(there, side * GROWTH**gap, frame)
     change = math.log(_wanted_side(box, frame, factor) / side)
     if abs(change) > TOLERANCE:
         side *= math.exp(PACE * change)
-    side = max(side, min(COVER, factor) * box.longer_side)
+    side = max(side, COVER * box.longer_side)
     return _placed(box, side * DRIFT ** (gap - 1), frame)
 
 
 def _wanted_side(box: Box, frame: Size, factor: float) -> float:
     """Side of the region that suits an object."""
-    return min(max(factor * box.longer_side, LEAST_SHARE * min(frame)), max(frame))
+    return min(max(max(factor, COVER) * box.longer_side, LEAST_SHARE * min(frame)), max(frame))
 
 
 def _placed(box: Box, side: float, frame: Size) -> Region:

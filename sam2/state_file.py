@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FORMAT, VERSION = "sam2 video session", 3
+READABLE = (2, 3)  # 2 is from before there were search regions
 THUMBNAIL = 16  # pixels a side of what is kept of some frames, to know the video again
 SAME_PICTURE = 3.0  # grey levels of 255 that two decoders may differ by on the mean of a thumbnail
 
@@ -59,8 +60,7 @@ def load_state(predictor: SAM2VideoPredictor, path: StrPath, video: Any, **optio
     state = predictor.init_state(video, keep=content["keep"], corrections=content["corrections"], **options)
     try:
         _check_video(state, content["video"], path)
-        state.search_factor = content["search_factor"]
-        state.frames.resizes = state.search_factor is None
+        state.search_factor = content.get("search_factor")
         if content["memory_position"] is not None:
             state.memory_position = content["memory_position"].to(state.device)
         for obj_id, stored in content["objects"]:
@@ -84,7 +84,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is no saved session, or is damaged: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path} is no saved session")
-    if content["version"] != VERSION:
+    if content["version"] not in READABLE:
         raise ValueError(f"{path} is a saved session of version {content['version']}, expected {VERSION}")
     return content
 
@@ -182,7 +182,7 @@ def _plain_region(region: Region | None) -> tuple[int, ...] | None:
     return None if region is None else tuple(region)
 
 
-def _region(stored: Sequence[int] | None) -> Region | None:
+def _region(stored: Sequence[int] | None = None) -> Region | None:
     return None if stored is None else Region(*stored)
 
 
@@ -192,8 +192,8 @@ def _facts(carried: CarriedMask) -> tuple[Any, ...]:
 
 
 def _carried(masks: Tensor | PackedMask, stored: Sequence[Any]) -> CarriedMask:
-    score, iou, action, region = stored
-    return CarriedMask(masks, score, iou, action, _region(region))
+    score, iou, action, *region = stored
+    return CarriedMask(masks, score, iou, action, _region(*region))
 
 
 def _output(output: FrameOutput) -> dict[str, Any]:
@@ -211,7 +211,7 @@ def _restore_output(state: VideoState, stored: Mapping[str, Any]) -> FrameOutput
         at("pred_masks", state.storage_device), at("obj_ptr", state.device), at("object_score_logits", state.device),
         ious=at("ious", state.device), maskmem_features=memory,
         maskmem_pos_enc=None if memory is None or state.memory_position is None else [state.memory_position],
-        region=_region(stored["region"]),
+        region=_region(stored.get("region")),
     )  # fmt: skip
 
 
@@ -247,7 +247,8 @@ def _unpack_faded(stored: Mapping[str, Any] | None, device: torch.device) -> dic
     if stored is None:
         return {}
     pointers = stored["pointers"].to(device)
-    rows = zip(stored["frames"], _split_packed(stored["packed"]), stored["scores"], stored["regions"], strict=True)
+    regions = stored.get("regions") or [None] * len(stored["frames"])
+    rows = zip(stored["frames"], _split_packed(stored["packed"]), stored["scores"], regions, strict=True)
     return {
         t: FadedOutput(packed, PointerRow(pointers, i), score, iou, _region(region))
         for i, (t, packed, (score, iou), region) in enumerate(rows)

@@ -169,7 +169,7 @@ class VideoStream:
         self.state.check_open()
         self._check_options()
         picture = self._read(frame)
-        if self._waiting:
+        if self._waiting or self.state.search_factor is not None:
             self._commit_last()
         self._frames.push(picture)
         waiting, self._waiting = self._waiting, []
@@ -217,7 +217,8 @@ class VideoStream:
         return (picture if self._color == "rgb" else picture[..., ::-1]).copy()
 
     def _commit_last(self) -> None:
-        """Write prompts on the last frame to memory while that frame is there: those on the next one replace it."""
+        """Write prompts on the last frame to memory while that frame is there: those on the next one replace it, and
+        regions of it are encoded anew."""
         for track in self.state.objects.values():
             self.predictor._commit_prompts(self.state, track)
 

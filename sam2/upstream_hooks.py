@@ -51,7 +51,8 @@ class UpstreamHooks(VideoTracker):
         batch_size: int, is_init_cond_frame: bool, point_inputs: Mapping[str, Tensor] | PointInputs | None,
         mask_inputs: Tensor | None, reverse: bool, run_mem_encoder: bool, prev_sam_mask_logits: Tensor | None = None,
     ) -> tuple[FrameOutput, Tensor]:  # fmt: skip
-        """One object on one frame: what the session may keep of it, and its mask logits (1, 1, S / 4, S / 4).
+        """One object on one frame: what the session may keep of it, and its mask logits (1, 1, S / 4, S / 4), or
+        (1, 1, S, S) in a session with search regions.
 
         Args, apart from the session: as `track_step`.
 

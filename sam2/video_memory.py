@@ -1,6 +1,6 @@
 """What a session keeps of frames that memory attention no longer reaches: packed masks and object pointers.
 
-h, w: rows and columns of low-res mask logits (stride 4 of the network's input).
+h, w: rows and columns of the mask logits that a session keeps (`VideoState.mask_side`).
 """
 
 from __future__ import annotations

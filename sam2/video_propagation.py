@@ -144,6 +144,7 @@ class TrackingRun:
         nothing = ProcessedFrame(-1, [], {}, [])
         self._shown = self._next = nothing  # the frame processed last that was shown, and the one processed last
         self._found: list[FrameOutput] = []  # on the latter
+        self._looks_ahead = False
 
     def frames(self, order: Sequence[int], options: SkipOptions) -> Iterator[FrameAnswer]:
         """Decide on the frames one by one, process or skip them, and put it on record.
@@ -152,6 +153,9 @@ class TrackingRun:
         on with what the gate knew there: the two are one.
         """
         self.state.frames.also = options.prepare
+        # Regions are cut out of the frames as they are; the gate looks at whole frames.
+        self.state.frames.resizes = self.state.search_factor is None or options.is_on
+        self._looks_ahead = options.lookahead > 0
         if not options.is_on:
             self.state.paused = None
             yield from self._answers(all_frames(order, self))
@@ -227,7 +231,9 @@ class TrackingRun:
 
     def process(self, frame_idx: int) -> None:
         tracks = self._tracks(frame_idx)
-        self._found = self.tracker._track_frame(self.state, list(tracks.values()), frame_idx, self.reverse)
+        # With look-ahead the frames since the last key frame are yet to be shown.
+        since = self._shown.frame_idx if self._looks_ahead and self._shown.frame_idx >= 0 else None
+        self._found = self.tracker._track_frame(self.state, list(tracks.values()), frame_idx, self.reverse, since)
         self._next = ProcessedFrame(frame_idx, self.state.obj_ids, tracks, self._found)
 
     def key_frame(self, frame_idx: int, frame: GateFrame) -> KeyFrame:

@@ -243,9 +243,6 @@ class VideoState(MutableMapping[str, Any]):
     is_closed: bool = False
     notes: dict[str, Any] = field(default_factory=dict)  # what the user keeps here under names of their own
 
-    def __post_init__(self) -> None:
-        self.frames.resizes = self.search_factor is None
-
     @property
     def decisions(self) -> list[FrameDecision]:
         """What propagation did with each frame, the last time it passed, in the order it was decided."""
@@ -359,6 +356,7 @@ class VideoState(MutableMapping[str, Any]):
     def __setitem__(self, name: str, value: Any) -> None:
         if name == "cached_features":
             self.features.clear()
+            self.cuts.clear()
             self[name].update(value)
         elif name in UPSTREAM_NAMES:
             raise TypeError(f"{name!r}: {NOT_WRITABLE}")

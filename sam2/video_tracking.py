@@ -77,7 +77,7 @@ class VideoTracker(SAM2Base):
 
     def _answer_prompt(
         self, state: VideoState, track: ObjectTrack, frame_idx: int, prompt: PointInputs | Tensor, prompted: bool
-    ) -> None:
+    ) -> FrameOutput:
         """Segment one object on one frame under its prompt, and keep the answer until it is written to memory.
 
         Args:
@@ -107,6 +107,7 @@ class VideoTracker(SAM2Base):
         state.note_edit()
         # Prompts wait here, so that a frame is written to memory once, however many prompts refine it.
         (track.pending_prompted if prompted else track.pending_propagated)[frame_idx] = output
+        return output
 
     def _answer_in_region(self, state: VideoState, track: ObjectTrack, request: FrameRequest) -> FrameOutput:
         """Segment one object under its prompt; with search regions, in the one that its place asks for.
@@ -132,17 +133,12 @@ class VideoTracker(SAM2Base):
 
     def _first_look(self, state: VideoState, request: FrameRequest) -> Region | None:
         """Where to look for an object whose place is unknown: around a box, else everywhere."""
-        points = request.points
-        box = None if points is None else box_of_box_prompt(points, state.frame_size, self.image_size)
-        if state.search_factor is None or box is None:
+        points, frame = request.points, state.frame_size
+        box = None if points is None else box_of_box_prompt(points, frame, self.image_size)
+        if state.search_factor is None or points is None or box is None:
             return _region_at(state, None)
-        return region_around(box, state.frame_size, max(state.search_factor, BOX_FACTOR))
-
-    def _vanishes(self, state: VideoState, mask: Tensor) -> bool:
-        """Whether a mask of `read_mask` that shows an object is empty as the network gets it."""
-        place = box_of_mask(mask >= 0.5, state.frame_size)
-        seen = self._seen(state, FrameRequest(0, 1, mask=mask), _region_at(state, place)).mask
-        return place is not None and seen is not None and not seen.any()
+        place = box.joined(box_of_points(points, frame, self.image_size))
+        return region_around(place, frame, max(state.search_factor, BOX_FACTOR))
 
     def _place(self, state: VideoState, request: FrameRequest) -> Box | None:
         """Where an object is by its mask, or by the answer on a tracked frame that the points refine; else None."""
@@ -205,16 +201,21 @@ class VideoTracker(SAM2Base):
     # Tracking
 
     def _track_frame(
-        self, state: VideoState, tracks: Sequence[ObjectTrack], frame_idx: int, reverse: bool
-    ) -> list[FrameOutput]:
+        self, state: VideoState, tracks: Sequence[ObjectTrack], frame_idx: int, reverse: bool,
+        since: int | None = None,
+    ) -> list[FrameOutput]:  # fmt: skip
         """Each object's output on a frame: the prompt's answer where there is one, else tracked.
 
         The session has none of it until `_commit_frame`: with look-ahead, edits may come before the frame is shown.
+
+        Args:
+            since: the last frame of this run that the session knows; None where that is the one before. What it knows
+                of frames in between is from an earlier run.
         """
         request = FrameRequest(frame_idx, state.num_frames, reverse=reverse)
         found: dict[int, FrameOutput] = {}
         for batch in self._batches(state, [track for track in tracks if frame_idx not in track.prompted], request):
-            found |= zip(map(id, batch), self._track_batch(state, batch, request), strict=True)
+            found |= zip(map(id, batch), self._track_batch(state, batch, request, since), strict=True)
         return [track.prompted.get(frame_idx) or found[id(track)] for track in tracks]
 
     def _commit_frame(
@@ -279,11 +280,11 @@ class VideoTracker(SAM2Base):
         return self._selection(track.bank, request)
 
     def _track_batch(
-        self, state: VideoState, tracks: Sequence[ObjectTrack], request: FrameRequest
+        self, state: VideoState, tracks: Sequence[ObjectTrack], request: FrameRequest, since: int | None
     ) -> list[FrameOutput]:
         """Track objects of equal memory layout on one frame."""
         if len(tracks) == 1:
-            region = self._region_to_search(state, tracks[0], request)
+            region = self._region_to_search(state, tracks[0], request, since)
             return [self._track_object(state, tracks[0], request, region, remember=True)]
         bank = join_banks([self._selection(track.bank, request) for track in tracks], state.memory_position)
         with self.autocast():
@@ -291,11 +292,15 @@ class VideoTracker(SAM2Base):
             output = self.track(features, bank, request, remember=True)
         return self._keep(state, output)
 
-    def _region_to_search(self, state: VideoState, track: ObjectTrack, request: FrameRequest) -> Region | None:
+    def _region_to_search(
+        self, state: VideoState, track: ObjectTrack, request: FrameRequest, since: int | None
+    ) -> Region | None:
         """Where to look for an object that is tracked to a frame; None, for everywhere, where that is not asked."""
         if state.search_factor is None:
             return None
-        frame, last = state.frame_size, track.last_known(request.frame_idx, request.reverse)
+        frame, last = state.frame_size, since
+        if last is None or track.latest_masks(last) is None:
+            last = track.last_known(request.frame_idx, request.reverse)
         masks = None if last is None else track.latest_masks(last)
         if last is None or masks is None:
             return Region.whole(frame)
@@ -321,9 +326,9 @@ class VideoTracker(SAM2Base):
         masks = output.pred_masks
         if self.fill_hole_area > 0:
             masks = fill_holes_in_mask_scores(masks, self.fill_hole_area)
-        if region is not None:
-            masks = logits_in_frame(masks, region, state.frame_size, state.mask_side)
-        masks = resize_masks(masks, (state.mask_side, state.mask_side))
+        if state.search_factor is not None:
+            seen = region or Region.whole(state.frame_size)
+            masks = logits_in_frame(masks, seen, state.frame_size, state.mask_side)
         assert output.ious is not None
         # A copy to the CPU must have arrived before it is read there: never non_blocking.
         kept = [

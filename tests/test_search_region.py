@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from sam2.build_sam import build_sam2_video_predictor
-from sam2.modeling.outputs import PointInputs
+from sam2.frame_skipping import SkipOptions
+from sam2.modeling.outputs import FrameRequest, PointInputs
 from sam2.search_region import (
     Box,
     Region,
@@ -70,9 +71,13 @@ def test_the_size_changes_slowly_but_covers_the_object_at_once():
     assert growing.width == round(1.15 * 300)
 
 
-def test_a_factor_of_one_is_kept_to():
-    last = Region(350, 140, 200, 200)
-    assert next_region(last, Box(350, 140, 550, 340), FRAME, 1.0) == last
+def test_an_object_that_fills_its_region_can_grow_whatever_the_factor():
+    region = region_around(Box(350, 140, 550, 340), FRAME, 1.0)
+    assert region == Region(335, 125, 230, 230)
+    for width in (230, 264, 304):
+        box = Box(region.left, region.top, region.left + region.width, region.top + region.height)
+        assert box.longer_side == width
+        region = next_region(region, box, FRAME, 1.0)
 
 
 def test_a_region_without_the_object_grows_to_the_whole_frame():
@@ -89,6 +94,8 @@ def test_the_region_is_the_larger_the_longer_ago_the_object_was_seen():
     widths = [next_region(last, box, FRAME, 2.0, gap=gap).width for gap in (1, 2, 4)]
     assert widths == [200, round(200 * 1.05), round(200 * 1.05**3)]
     assert next_region(last, None, FRAME, 2.0, gap=3).width == round(200 * 1.15**3)
+    for found in (box, None):
+        assert next_region(last, found, FRAME, 2.0, gap=1_000_000) == Region.whole(FRAME)
 
 
 # Into the region and back
@@ -183,9 +190,9 @@ def model():
 
 @pytest.fixture
 def predictor(model):
-    model.search_factor, model.skip_mad_threshold = 1.25, 0
+    model.search_factor, model.skipping = 1.25, SkipOptions(0)
     yield model
-    model.search_factor, model.skip_mad_threshold = None, 0.05
+    model.search_factor, model.skipping = None, SkipOptions()
 
 
 def session(predictor, clip, obj_ids=(1, 2), **options):
@@ -256,6 +263,32 @@ def test_a_stream_answers_as_propagation_does(predictor, clip):
         for t, frame in enumerate(clip_of_16.frames):
             result = stream.step(frame)
             assert np.array_equal(result.objects[0].mask, np.asarray(offline[t][0, 0] > 0)), t
+
+
+@pytest.mark.parametrize("kind", ["new", "correction"])
+def test_two_objects_prompted_on_the_frame_that_a_stream_has_just_left_are_tracked(predictor, clip, kind):
+    with predictor.stream(color="rgb") as stream:
+        for t in range(3):
+            stream.step(clip.frames[t])
+        for obj_id in (1, 2):
+            stream.prompt(obj_id, mask=clip.labels[2] == obj_id)
+        if kind == "correction":
+            stream.step(clip.frames[3])
+            for obj_id in (1, 2):
+                rows, columns = np.nonzero(clip.labels[3] == obj_id)
+                stream.prompt(obj_id, points=[[np.median(columns), np.median(rows)]], labels=[1])
+        result = stream.step(clip.frames[stream.frame_idx + 1])
+        for each in result.objects:
+            assert overlap(np.where(each.mask, 1, -1), clip.labels[stream.frame_idx] == each.obj_id) > 0.6
+
+
+def test_tracking_the_same_frames_again_with_look_ahead_gives_the_same_masks(predictor):
+    slow = draw_clip(24, HEIGHT, WIDTH, num_objects=1, seed=3)
+    predictor.skipping = SkipOptions(0.3, "memory_guided", lookahead=5)
+    state = session(predictor, slow, [1])
+    first, second = track(predictor, state), track(predictor, state)
+    assert any(decision.action == "warped" for decision in state.decisions)
+    assert all(torch.equal(first[t], second[t]) for t in first)
 
 
 @pytest.mark.parametrize("keep", ["window", "all"])
@@ -332,6 +365,17 @@ def test_a_click_is_answered_as_by_sam_2_and_remembered_near_the_object(predicto
     assert region == pytest.approx(region_around(found, state.frame_size, 1.25), abs=4)
 
 
+def test_a_click_beside_its_box_is_looked_at_too(predictor, clip):
+    state = predictor.init_state(list(clip.frames))
+    seen = predictor._first_look(
+        state,
+        FrameRequest(0, 1, points=PointInputs(
+            torch.tensor([[[2.0, 2.0], [10.0, 10.0], [120.0, 60.0]]]), torch.tensor([[2, 3, 1]], dtype=torch.int32),
+        )),
+    )  # fmt: skip
+    assert seen.left + seen.width >= 120 / 128 * WIDTH
+
+
 @pytest.mark.parametrize("with_click", [False, True])
 def test_a_box_is_answered_from_its_surroundings_and_remembered_near_the_object(
     predictor, clip, with_click, monkeypatch
@@ -390,14 +434,14 @@ def test_an_empty_mask_is_looked_for_everywhere(predictor, clip):
     assert all((logits <= 0).all() for logits in track(predictor, state, max_frame_num_to_track=2).values())
 
 
-def test_a_mask_that_vanishes_at_the_networks_size_is_seen_in_its_region(predictor, clip, caplog):
+def test_a_mask_of_which_nothing_is_kept_is_warned_about(predictor, clip, caplog):
     mask = np.zeros((HEIGHT, WIDTH), bool)
-    mask[100, 100] = True
-    predictor.add_new_mask(predictor.init_state(list(clip.frames)), 0, 1, mask)
-    assert "is empty" not in caplog.text
-    mask[230, 310] = True  # too far away for a small region
-    predictor.add_new_mask(predictor.init_state(list(clip.frames)), 0, 1, mask)
-    assert "is empty once it is reduced" in caplog.text
+    mask[100:104, 100:104] = True
+    _, _, logits = predictor.add_new_mask(predictor.init_state(list(clip.frames)), 0, 1, mask)
+    assert (logits > 0).any() and "is empty" not in caplog.text
+    mask[101:104] = mask[:, 101:104] = False
+    _, _, logits = predictor.add_new_mask(predictor.init_state(list(clip.frames)), 0, 1, mask)
+    assert not (logits > 0).any() and "is empty once it is reduced" in caplog.text
 
 
 @pytest.mark.parametrize("factor", [0.9, 0, -1, math.inf, math.nan, "2", True])
