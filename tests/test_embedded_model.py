@@ -78,6 +78,18 @@ def test_the_model_is_built_as_the_command_line_says():
     assert (predictor.image_size, predictor.search_factor, predictor.skip_mad_threshold) == (96, 1.5, 0)
 
 
+def test_the_options_of_the_command_line_reach_the_model(monkeypatch):
+    asked = []
+
+    def stop(model):
+        asked.append(model)
+        raise RuntimeError("enough")
+
+    monkeypatch.setattr(embedded_model, "_predictor", stop)
+    assert main(["--search-factor", "1.5", "--image-size", "96", "--dtype", "bfloat16"]) == 2
+    assert asked == [embedded_model.Model(None, None, "bfloat16", 1, 96, 1.5)]
+
+
 @pytest.mark.usefixtures("in_this_process")
 def test_only_the_methods_that_are_named_are_measured(tmp_path):
     figures = tmp_path / "figures.json"
