@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from sam2.modeling.precision import resolve_dtype
 from sam2.modeling.sam2_base import SAM2Base
-from sam2.search_region import check_search_factor
+from sam2.modeling.search_region import check_search_factor
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from sam2.frame_skipping import SkipOptions, Warp
 from sam2.modeling.compilation import compile_with_cloned_outputs
 from sam2.modeling.outputs import PointInputs
 from sam2.modeling.sam2_base import NO_OBJ_SCORE as NO_OBJ_SCORE  # for who imports it from here
+from sam2.modeling.search_region import check_search_factor
 from sam2.results import FrameResult, frame_result
-from sam2.search_region import check_search_factor
 from sam2.upstream_hooks import UpstreamHooks
 from sam2.utils.change_detection import SkipPolicy
 from sam2.utils.frame_loader import FrameLoader
@@ -81,7 +81,7 @@ class SAM2VideoPredictor(UpstreamHooks):
             elsewhere, where they differ by rounding. Only objects that remember the same frames share a batch.
         search_factor: look for each object in a part of the frame that is so many times as wide and high as it was, 1
             or more, which the network sees the larger; None looks everywhere, as SAM 2 does. Also an attribute, which
-            counts for sessions that are opened afterwards. See `sam2.search_region`.
+            counts for sessions that are opened afterwards. See `sam2.modeling.search_region`.
         **kwargs: options of `SAM2Base`.
     """
 

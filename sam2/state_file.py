@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sam2.frame_skipping import FrameDecision, SkipOptions
 from sam2.modeling.outputs import FrameOutput, PointInputs
-from sam2.search_region import Region
+from sam2.modeling.search_region import Region
 from sam2.utils.change_detection import Search
 from sam2.utils.files import replacing
 from sam2.utils.skip_gate import GateMemo

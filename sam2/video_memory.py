@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sam2.modeling.outputs import CompactOutput, FrameOutput
-from sam2.search_region import Region
+from sam2.modeling.search_region import Region
 
 LEVELS_PER_UNIT = 6  # of asinh(2 logit): fine at the edge of a mask, coarse away from it
 LARGEST_LEVEL = 21  # stands for all logits beyond 7.6, which are far from the edge: only their side is kept

@@ -21,7 +21,7 @@ from torch import Tensor
 from sam2.frame_skipping import FrameDecision, SkipOptions, decision_table
 from sam2.modeling.memory_bank import MemoryBank
 from sam2.modeling.outputs import CompactOutput, FrameFeatures, FrameOutput, PointInputs
-from sam2.search_region import Region, Size
+from sam2.modeling.search_region import Region, Size
 from sam2.state_views import NOT_WRITABLE, UPSTREAM_NAMES
 from sam2.utils.change_detection import Action, GateFrame
 from sam2.utils.frame_loader import FrameLoader

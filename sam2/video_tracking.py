@@ -17,7 +17,7 @@ from torch import Tensor
 from sam2.modeling.memory_bank import MemoryBank, MemoryFrame, Selection, memory_reach
 from sam2.modeling.outputs import FrameFeatures, FrameOutput, FrameRequest, PointInputs
 from sam2.modeling.sam2_base import SAM2Base
-from sam2.search_region import (
+from sam2.modeling.search_region import (
     BOX_FACTOR,
     Box,
     Region,

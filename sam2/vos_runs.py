@@ -18,9 +18,17 @@ import torch
 from hydra.errors import InstantiationException
 
 from sam2 import build_sam
-from sam2.build_sam import EMBEDDED, check_image_size, dtype_name, find_config, load_config, packaged_file, pick_device
+from sam2.build_sam import (
+    EMBEDDED,
+    check_image_size,
+    check_search_factor,
+    dtype_name,
+    find_config,
+    load_config,
+    packaged_file,
+    pick_device,
+)
 from sam2.frame_skipping import FrameDecision, RecordedMasks, SkipOptions, play_through
-from sam2.search_region import check_search_factor
 from sam2.utils.change_detection import GateFrame, KeyFrame
 from sam2.utils.davis import DavisRoot, merge_masks, read_label_map
 from sam2.utils.frame_loader import FrameLoader

@@ -10,7 +10,15 @@ import torch
 from sam2.build_sam import build_sam2_video_predictor
 from sam2.frame_skipping import SkipOptions
 from sam2.modeling.outputs import FrameRequest, PointInputs
-from sam2.search_region import Box, Region, box_of_mask, box_of_points, logits_in_region, next_region, region_around
+from sam2.modeling.search_region import (
+    Box,
+    Region,
+    box_of_mask,
+    box_of_points,
+    logits_in_region,
+    next_region,
+    region_around,
+)
 from sam2.utils.drawn_clips import draw_clip
 from sam2.video_propagation import known_result
 from sam2.video_state import ObjectTrack

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from sam2.search_region import Region
+    from sam2.modeling.search_region import Region
 
 
 class DecodedMasks(NamedTuple):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sam2.modeling.outputs import PointInputs
-from sam2.search_region import (
+from sam2.modeling.search_region import (
     Box,
     Region,
     Size,
