@@ -114,9 +114,9 @@ def build_sam2_video_predictor(
         apply_postprocessing: as in `build_sam2`; also fill holes of up to 8 low-res pixels, and let prompted masks
             enter memory as 0 or 1.
         vos_optimized: compile the network's parts (`SAM2VideoPredictorVOS`).
-        search_factor: look for each object in a part of the frame that is so many times as wide and high as it was, 1
-            or more; None takes the config's, which is to look everywhere unless it says otherwise. Small objects are
-            seen larger for the time of a whole frame, but each object takes that time.
+        search_factor: look for each object in a square of the frame around it, so many times as long as the longer
+            side of its box, 1 or more; None takes the config's, which is to look everywhere unless it says otherwise.
+            Small objects are seen larger for the time of a whole frame, but each object takes that time.
 
     Other arguments and errors: as in `build_sam2`.
     """

@@ -35,7 +35,7 @@ def add_model_options(add: Add, checkpoint: str = "weights that belong to --conf
     add("--image-size", type=int, metavar="PIXELS", help="side frames are resized to (default: the config's)")
     add(
         "--search-factor", type=float, metavar="TIMES",
-        help="look for each object in a part of the frame so many times its size, 1 or more (default: everywhere)",
+        help="look for each object in a square so many times as long as it is, 1 or more (default: everywhere)",
     )  # fmt: skip
 
 

@@ -79,9 +79,10 @@ class SAM2VideoPredictor(UpstreamHooks):
         max_batch_objects: so many objects at most go through the network at once; None takes 1 on a CPU, where
             batches gain little and an object's masks are then the same bit for bit whatever the others are, and 16
             elsewhere, where they differ by rounding. Only objects that remember the same frames share a batch.
-        search_factor: look for each object in a part of the frame that is so many times as wide and high as it was, 1
-            or more, which the network sees the larger; None looks everywhere, as SAM 2 does. Also an attribute, which
-            counts for sessions that are opened afterwards. See `sam2.modeling.search_region`.
+        search_factor: look for each object in a square of the frame around it, so many times as long as the longer
+            side of its box, 1 or more, which the network sees the larger; None looks everywhere, as SAM 2 does. Also an
+            attribute, which counts for sessions that are opened afterwards. `max_batch_objects` counts for nothing
+            then. See `sam2.modeling.search_region`.
         **kwargs: options of `SAM2Base`.
     """
 
@@ -111,7 +112,7 @@ class SAM2VideoPredictor(UpstreamHooks):
 
     @property
     def search_factor(self) -> float | None:
-        """How many times an object's size the regions are in which it is looked for; None for the whole frame."""
+        """How many times an object's length the regions are in which it is looked for; None for the whole frame."""
         return self._search_factor
 
     @search_factor.setter

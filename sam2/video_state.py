@@ -233,7 +233,7 @@ class VideoState(MutableMapping[str, Any]):
     keep: Keep = "window"  # "window" packs what memory no longer reaches
     corrections: Corrections = "tracked"  # "sticky": a corrected frame counts as prompted from then on
     objects: dict[ObjectId, ObjectTrack] = field(default_factory=dict)
-    search_factor: float | None = None  # objects are looked for in regions so many times their size; None: everywhere
+    search_factor: float | None = None  # objects are looked for in regions so many times as long; None: everywhere
     features: dict[int, FrameFeatures] = field(default_factory=dict)  # of the frame that was encoded last, by index
     cuts: dict[tuple[int, Region], FrameFeatures] = field(default_factory=dict)  # of the region that was encoded last
     memory_position: Tensor | None = None  # (1, mem_dim, h, w) position encoding that all memory maps share
