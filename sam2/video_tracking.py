@@ -115,35 +115,35 @@ class VideoTracker(SAM2Base):
         Args:
             request: in terms of the whole frame.
         """
+        factor, frame = state.search_factor, state.frame_size
+        if factor is None:
+            return self._track_object(state, track, self._seen(state, request, None), None, remember=False)
         place = self._place(state, request)
-        region = _region_at(state, place) if place is not None else self._first_look(state, request)
+        region = self._first_look(state, request, factor) if place is None else region_around(place, frame, factor)
         output = self._track_object(state, track, self._seen(state, request, region), region, remember=False)
-        if region is None or place is not None or request.points is None:
+        if place is not None or request.points is None:
             return output
         # It is remembered as it looks in its own region, as the frames that are tracked will be. That is no place to
         # answer a click in: close up, it finds a part of the object for all of it.
-        masks = resize_masks(output.pred_masks.to(state.device), state.frame_size) > 0
-        place = box_of_mask(masks, state.frame_size)
+        masks = resize_masks(output.pred_masks.to(state.device), frame) > 0
+        place = box_of_mask(masks, frame)
         if place is None:
             return output
-        region = _region_at(state, place)
+        region = region_around(place, frame, factor)
         found = request._replace(points=None, previous_logits=None, mask=masks.float())
         near = self._track_object(state, track, self._seen(state, found, region), region, remember=False)
         return dataclasses.replace(output, obj_ptr=near.obj_ptr, region=near.region)
 
-    def _first_look(self, state: VideoState, request: FrameRequest) -> Region | None:
+    def _first_look(self, state: VideoState, request: FrameRequest, factor: float) -> Region:
         """Where to look for an object whose place is unknown: around a box, else everywhere."""
         points, frame = request.points, state.frame_size
         box = None if points is None else box_of_box_prompt(points, frame, self.image_size)
-        if state.search_factor is None or points is None or box is None:
-            return _region_at(state, None)
-        place = box.joined(box_of_points(points, frame, self.image_size))
-        return region_around(place, frame, max(state.search_factor, BOX_FACTOR))
+        if points is None or box is None:
+            return Region.whole(frame)
+        return region_around(box.joined(box_of_points(points, frame, self.image_size)), frame, max(factor, BOX_FACTOR))
 
     def _place(self, state: VideoState, request: FrameRequest) -> Box | None:
         """Where an object is by its mask, or by the answer on a tracked frame that the points refine; else None."""
-        if state.search_factor is None:
-            return None
         if request.mask is not None:
             return box_of_mask(request.mask >= 0.5, state.frame_size)
         previous, points = request.previous_logits, request.points
@@ -360,14 +360,6 @@ class VideoTracker(SAM2Base):
             image = state.frames.cut(frame_idx, region.rows, region.columns).to(state.device, torch.float32)
             state.cuts[cut] = self.encode_image(image[None])
         return state.cuts[cut]
-
-
-def _region_at(state: VideoState, place: Box | None) -> Region | None:
-    """The region to look at for an object at a place, everything where that is unknown; None without regions."""
-    if state.search_factor is None:
-        return None
-    frame = state.frame_size
-    return Region.whole(frame) if place is None else region_around(place, frame, state.search_factor)
 
 
 def resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:

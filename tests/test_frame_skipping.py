@@ -5,6 +5,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+from sessions import track
 
 from sam2.build_sam import build_sam2_video_predictor
 from sam2.frame_skipping import RecordedMasks, SkipOptions, decision_table, play_through, skip_rate
@@ -51,10 +52,6 @@ def state(predictor, clip):
     predictor.add_new_mask(state, 0, 2, clip.labels[0] == 2)
     yield state
     state.frames.close()
-
-
-def track(predictor, state, **options):
-    return {t: logits for t, _, logits in predictor.propagate_in_video(state, progress=False, **options)}
 
 
 def actions(state):

@@ -6,6 +6,7 @@ The recorded answers of the original are in test_golden.py; here the small embed
 import numpy as np
 import pytest
 import torch
+from sessions import track
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -43,11 +44,6 @@ def state(predictor, clip):
     state = predictor.init_state(list(clip.frames))
     yield state
     state.frames.close()
-
-
-def track(predictor, state, **options):
-    """Frame index -> mask logits (objects, 1, H, W)."""
-    return {t: logits for t, _, logits in predictor.propagate_in_video(state, progress=False, **options)}
 
 
 def iou(logits, mask) -> float:

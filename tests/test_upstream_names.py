@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from sessions import session, track
 
 import sam2.modeling.sam2_base
 import sam2.sam2_video_predictor
@@ -34,17 +35,6 @@ def clip():
 def predictor():
     small = ["++model.image_size=128", "++model.skip_mad_threshold=0"]
     return build_sam2_video_predictor("nano", NANO, device="cpu", hydra_overrides_extra=small)
-
-
-def session(predictor, clip, obj_ids=(1,), **options):
-    state = predictor.init_state(list(clip.frames), **options)
-    for obj_id in obj_ids:
-        predictor.add_new_mask(state, 0, obj_id, clip.labels[0] == obj_id)
-    return state
-
-
-def track(predictor, state, **options):
-    return {t: logits for t, _, logits in predictor.propagate_in_video(state, progress=False, **options)}
 
 
 def outputs_of(state, index=0):

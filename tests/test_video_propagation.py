@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from sessions import track
 
 from sam2.build_sam import build_sam2_video_predictor
 from sam2.frame_skipping import SkipOptions
@@ -31,10 +32,6 @@ def predictor():
 def state(predictor, clip):
     with predictor.open(list(clip.frames), keep="all") as state:
         yield state
-
-
-def track(predictor, state, **options):
-    return {t: logits for t, _, logits in predictor.propagate_in_video(state, progress=False, **options)}
 
 
 def prompt(predictor, state, clip, *pairs):

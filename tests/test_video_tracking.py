@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from sessions import session, track
 from torch.overrides import TorchFunctionMode
 
 from sam2.build_sam import build_sam2_video_predictor
@@ -33,17 +34,6 @@ def predictor():
     return build()
 
 
-def track(predictor, state, **options):
-    return {t: logits for t, _, logits in predictor.propagate_in_video(state, progress=False, **options)}
-
-
-def session(predictor, clip, keep, obj_ids=(1,), frame_idx=0, **options):
-    state = predictor.init_state(list(clip.frames), keep=keep, **options)
-    for obj_id in obj_ids:
-        predictor.add_new_mask(state, frame_idx, obj_id, clip.labels[frame_idx] == obj_id)
-    return state
-
-
 def iou(first, second):
     first, second = first > 0, second > 0
     return ((first & second).sum() / (first | second).sum()).item()
@@ -57,7 +47,7 @@ def test_window_and_all_give_the_same_masks_where_no_correction_reaches_back(cli
     predictor = build(f"++model.memory_temporal_stride_for_eval={stride}")
 
     def run(keep):
-        state = session(predictor, clip, keep, frame_idx=12)
+        state = session(predictor, clip, keep=keep, frame_idx=12)
         answers = [*track(predictor, state).values(), *track(predictor, state, reverse=True).values()]
         predictor.add_new_points_or_box(state, 0, 1, points=[[5, 5]], labels=[0])  # where tracking has come to
         answers += track(predictor, state, start_frame_idx=12).values()
@@ -69,7 +59,7 @@ def test_window_and_all_give_the_same_masks_where_no_correction_reaches_back(cli
 
 
 def test_only_the_frames_within_reach_of_the_position_and_of_prompts_keep_their_memory(predictor, clip):
-    state = session(predictor, clip, "window", frame_idx=2)
+    state = session(predictor, clip, keep="window", frame_idx=2)
     for t, _, _ in predictor.propagate_in_video(state, progress=False):
         known = state.track(1)
         assert all(t - s <= predictor.reach or s - 2 <= predictor.reach for s in known.propagated)
@@ -81,7 +71,7 @@ def test_only_the_frames_within_reach_of_the_position_and_of_prompts_keep_their_
 
 
 def test_everything_stays_where_everything_is_kept(predictor, clip):
-    state = session(predictor, clip, "all")
+    state = session(predictor, clip, keep="all")
     track(predictor, state)
     assert sorted(state.track(1).propagated) == list(range(1, LENGTH)) and not state.track(1).faded
 
@@ -89,7 +79,7 @@ def test_everything_stays_where_everything_is_kept(predictor, clip):
 def test_old_frames_show_the_same_mask_again_but_for_a_pixel_of_its_rim(predictor, clip):
     shown = []
     for keep in ("all", "window"):
-        state = session(predictor, clip, keep, obj_ids=(1, 2))
+        state = session(predictor, clip, keep=keep, obj_ids=(1, 2))
         track(predictor, state)
         again = [predictor.clear_all_prompts_in_frame(state, t, 1)[2] for t in (5, 10, 15)]
         shown.append(torch.cat(again) > 0)
@@ -102,7 +92,7 @@ def test_old_frames_show_the_same_mask_again_but_for_a_pixel_of_its_rim(predicto
 def test_masks_of_skipped_frames_are_packed_too(predictor, clip):
     predictor.skip_mad_threshold = 1000.0
     try:
-        state = session(predictor, clip, "window")
+        state = session(predictor, clip, keep="window")
         masks = track(predictor, state)
     finally:
         predictor.skip_mad_threshold = 0
@@ -116,7 +106,7 @@ def test_masks_of_skipped_frames_are_packed_too(predictor, clip):
 @pytest.mark.parametrize("action", ["click", "start"])
 def test_what_reaches_back_to_dropped_memory_is_answered_nearly_alike_and_says_so(predictor, clip, caplog, action):
     def answer(keep):
-        state = session(predictor, clip, keep)
+        state = session(predictor, clip, keep=keep)
         track(predictor, state)
         caplog.clear()
         if action == "click":
@@ -134,21 +124,21 @@ def test_what_reaches_back_to_dropped_memory_is_answered_nearly_alike_and_says_s
 
 
 def test_a_mask_on_an_old_frame_needs_no_memory(predictor, clip, caplog):
-    state = session(predictor, clip, "window")
+    state = session(predictor, clip, keep="window")
     track(predictor, state)
     predictor.add_new_mask(state, 15, 1, clip.labels[15] == 1)
     assert not caplog.text
 
 
 def test_what_is_kept_of_a_frame_is_small(predictor, clip):
-    state = session(predictor, clip, "window")
+    state = session(predictor, clip, keep="window")
     track(predictor, state)
     faded = state.track(1).faded[15]
     assert len(faded.packed.data) < 0.15 * 4 * 32 * 32
 
 
 def test_what_is_kept_of_many_frames_is_in_few_blocks_of_each_object(predictor, clip):
-    state = session(predictor, clip, "window", obj_ids=(1, 2))
+    state = session(predictor, clip, keep="window", obj_ids=(1, 2))
     track(predictor, state)
     faded = [list(each.faded.values()) for each in state.objects.values()]
     assert len(faded) > 1 and all(len(outputs) > 5 for outputs in faded)
@@ -158,7 +148,7 @@ def test_what_is_kept_of_many_frames_is_in_few_blocks_of_each_object(predictor, 
 
 
 def test_old_results_can_be_copied_and_pickled_by_themselves(predictor, clip):
-    state = session(predictor, clip, "window")
+    state = session(predictor, clip, keep="window")
     track(predictor, state)
     for copy_of in (copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))):
         known = copy_of(state["output_dict_per_obj"])[0]["non_cond_frame_outputs"][15]
@@ -197,7 +187,7 @@ def test_looking_ahead_drops_nothing_that_the_next_frame_remembers(clip, caplog)
 
 
 def test_refining_a_packed_frame_says_that_the_answer_is_only_close(predictor, clip, caplog):
-    state = session(predictor, clip, "window")
+    state = session(predictor, clip, keep="window")
     track(predictor, state)
     predictor.add_new_points_or_box(state, LENGTH - 1, 1, points=[[5, 5]], labels=[0])
     assert "were packed" not in caplog.text
@@ -206,7 +196,7 @@ def test_refining_a_packed_frame_says_that_the_answer_is_only_close(predictor, c
 
 
 def test_a_sticky_correction_is_returned_by_propagation_and_remembered(predictor, clip):
-    state = session(predictor, clip, "window", corrections="sticky")
+    state = session(predictor, clip, keep="window", corrections="sticky")
     track(predictor, state)
     _, _, preview = predictor.add_new_points_or_box(state, 20, 1, points=[[5, 5]], labels=[1])
     after = track(predictor, state)
@@ -255,7 +245,7 @@ def test_objects_of_equal_layout_share_a_batch_and_answer_as_one_by_one(
 
 def test_a_batch_is_kept_object_by_object(predictor, clip, monkeypatch):
     monkeypatch.setattr(predictor, "max_batch_objects", 16)
-    state = session(predictor, clip, "all", obj_ids=(1, 2))
+    state = session(predictor, clip, keep="all", obj_ids=(1, 2))
     track(predictor, state, max_frame_num_to_track=3)
     for obj_id in (1, 2):
         output = state.track(obj_id).propagated[3]
@@ -279,7 +269,9 @@ def test_what_is_kept_on_the_cpu_has_arrived_before_it_is_read(predictor, clip, 
             return keep(*args)
 
     monkeypatch.setattr(predictor, "_keep", watched)
-    track(predictor, session(predictor, clip, "window", (1, 2), offload_state_to_cpu=True), max_frame_num_to_track=2)
+    track(
+        predictor, session(predictor, clip, (1, 2), keep="window", offload_state_to_cpu=True), max_frame_num_to_track=2
+    )
     assert not early
 
 
@@ -290,7 +282,7 @@ def test_a_busy_gpu_keeps_on_the_cpu_what_an_idle_one_does(clip, monkeypatch):
     predictor = build().to("cuda")
 
     def run():
-        state = session(predictor, clip, "all", (1, 2), offload_state_to_cpu=True)
+        state = session(predictor, clip, (1, 2), keep="all", offload_state_to_cpu=True)
         return track(predictor, state, max_frame_num_to_track=4)
 
     idle, keep = run(), predictor._keep
@@ -309,7 +301,7 @@ def test_objects_that_may_not_overlap_in_memory_are_tracked_one_by_one(clip):
     predictor = build("++model.non_overlap_masks_for_mem_enc=true", "++model.max_batch_objects=4")
     masks = []
     for obj_ids in ((1, 2), (2,)):
-        state = session(predictor, clip, "all", obj_ids=obj_ids)
+        state = session(predictor, clip, keep="all", obj_ids=obj_ids)
         masks.append(track(predictor, state, max_frame_num_to_track=3)[3][-1])
     assert torch.equal(*masks)
 
