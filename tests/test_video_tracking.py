@@ -269,9 +269,8 @@ def test_what_is_kept_on_the_cpu_has_arrived_before_it_is_read(predictor, clip, 
             return keep(*args)
 
     monkeypatch.setattr(predictor, "_keep", watched)
-    track(
-        predictor, session(predictor, clip, (1, 2), keep="window", offload_state_to_cpu=True), max_frame_num_to_track=2
-    )
+    state = session(predictor, clip, (1, 2), keep="window", offload_state_to_cpu=True)
+    track(predictor, state, max_frame_num_to_track=2)
     assert not early
 
 
