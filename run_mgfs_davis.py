@@ -34,6 +34,7 @@ from sam2.command_line import (
     check_model_options,
     exit_code,
     given_skip_options,
+    guard_of,
 )
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def run(args: argparse.Namespace, wanted: Sequence[Case] = ()) -> Outcome:
     # The shell ends the names of folders with a slash.
     names = [name.rstrip("/") for name in args.sequences or root.sequences(args.split)]
     stems = {name: frame_stems(root, name) for name in names}
-    model = ModelFiles.find(args.config, args.checkpoint, args.image_size, args.search_factor)
+    model = ModelFiles.find(args.config, args.checkpoint, args.image_size, args.search_factor, guard_of(args))
     wanted = wanted or cases(args, model)
     if args.plan:
         check_plannable([case.options for case in wanted])
@@ -226,7 +227,9 @@ def tracker(args: argparse.Namespace, root: DavisRoot, device: Any, names: Seque
     """Build the predictor; returns what tracks a sequence with the settings of each folder, one after the other."""
     from sam2.vos_runs import build_predictor, track_sequence, warm_up
 
-    predictor = build_predictor(args.config, args.checkpoint, device, args.dtype, args.image_size, args.search_factor)
+    predictor = build_predictor(
+        args.config, args.checkpoint, device, args.dtype, args.image_size, args.search_factor, guard_of(args)
+    )
     for name in names if device.type != "cpu" else ():
         failures: list[Failure] = []  # which it will come to again
         with noting_failure(name, failures):

@@ -43,6 +43,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from sam2.build_sam import EMBEDDED, build_sam2_video_predictor
 from sam2.command_line import Parser, check_model_options, exit_code
 from sam2.modeling.sam2_utils import sample_one_point_from_error_center
+from sam2.track_guard import TrackGuard
 from sam2.utils.davis import DavisRoot, merge_masks, read_label_map
 from sam2.utils.drawn_clips import random_clip
 from sam2.utils.optical_flow import estimate_flow, to_grey, warp_mask_forward
@@ -163,6 +164,7 @@ class Model(NamedTuple):
     threads: int
     image_size: int | None = None
     search_factor: float | None = None
+    guard: TrackGuard | None = None
 
 
 def measure(clip: Clip, model: Model, names: Sequence[str]) -> list[Row]:
@@ -178,7 +180,7 @@ def _predictor(model: Model) -> Any:
     cv2.setNumThreads(model.threads)
     predictor = build_sam2_video_predictor(
         model.config, model.checkpoint, device="cpu", dtype=model.dtype, image_size=model.image_size,
-        search_factor=model.search_factor,
+        search_factor=model.search_factor, guard=model.guard,
     )  # fmt: skip
     predictor.skip_mad_threshold = 0
     return predictor
@@ -291,7 +293,8 @@ def draw_picture(clips: Sequence[Clip], model: Model) -> Image.Image:
 
 def run(args: argparse.Namespace) -> list[Row]:
     """Measure, print, write."""
-    model = Model(args.config, args.checkpoint, args.dtype, 1, args.image_size, args.search_factor)
+    guard = TrackGuard() if args.guard else None
+    model = Model(args.config, args.checkpoint, args.dtype, 1, args.image_size, args.search_factor, guard)
     root = None if args.davis_root is None else DavisRoot.open(args.davis_root)
     names = [] if root is None else root.sequences(args.split)
     drawn = Drawn(args.first, args.clips, args.frames, args.difficulty)
@@ -339,6 +342,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     add("--image-size", type=int, metavar="PIXELS", help="side frames are resized to (default: the config's)")
     add("--search-factor", type=float, metavar="TIMES", help="looks around each object only (default: everywhere)")
+    add("--guard", action="store_true", help="leaves masks out of memory that cannot be believed (TrackGuard)")
     add("--processes", type=int, default=2, help="that measure accuracy, one thread each (default: 2)")
     add("--threads", type=int, default=2, help="while speed is measured (default: 2)")
     add("--repeats", type=int, default=3, help="runs that speed is the median of (default: 3)")

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from sam2.modeling.precision import resolve_dtype
 from sam2.modeling.sam2_base import SAM2Base
 from sam2.modeling.search_region import check_search_factor
+from sam2.track_guard import TrackGuard, check_guard
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +107,7 @@ def build_sam2_video_predictor(
     config_file: Config = None, ckpt_path: str | Path | None = None, device: str | torch.device | None = None,
     mode: str = "eval", hydra_overrides_extra: Sequence[str] = (), apply_postprocessing: bool = True,
     vos_optimized: bool = False, *, dtype: str | torch.dtype | None = None, image_size: int | None = None,
-    search_factor: float | None = None, **kwargs: Any,
+    search_factor: float | None = None, guard: TrackGuard | None = None, **kwargs: Any,
 ) -> Any:  # fmt: skip
     """Build the network for videos, a `SAM2VideoPredictor`.
 
@@ -117,6 +118,8 @@ def build_sam2_video_predictor(
         search_factor: look for each object in a square of the frame around it, so many times as long as the longer
             side of its box, 1 or more; None takes the config's, which is to look everywhere unless it says otherwise.
             Small objects are seen larger for the time of a whole frame, but each object takes that time.
+        guard: when masks are doubted, and not remembered (`TrackGuard`); None takes the config's, which is never
+            unless it says otherwise.
 
     Other arguments and errors: as in `build_sam2`.
     """
@@ -130,7 +133,11 @@ def build_sam2_video_predictor(
         defaults += [*_STABLE_MASKS, *_CLEAN_VIDEO_MASKS]
     if search_factor is not None:
         defaults.append(f"++model.search_factor={check_search_factor(search_factor)}")
-    return _build(config_file, ckpt_path, device, mode, defaults, hydra_overrides_extra, dtype, image_size, kwargs)
+    check_guard(guard)
+    model = _build(config_file, ckpt_path, device, mode, defaults, hydra_overrides_extra, dtype, image_size, kwargs)
+    if guard is not None:
+        model.guard = guard
+    return model
 
 
 def build_sam2_hf(model_id: str, **kwargs: Any) -> SAM2Base:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from sam2.frame_skipping import FrameDecision
+    from sam2.track_guard import TrackGuard
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 
@@ -37,6 +38,7 @@ def add_model_options(add: Add, checkpoint: str = "weights that belong to --conf
         "--search-factor", type=float, metavar="TIMES",
         help="look for each object in a square so many times as long as it is, 1 or more (default: everywhere)",
     )  # fmt: skip
+    add("--guard", action="store_true", help="leave masks out of memory that cannot be believed (TrackGuard)")
 
 
 def check_model_options(parser: Parser, args: argparse.Namespace, *, needs_weights: bool = True) -> None:
@@ -63,6 +65,13 @@ def given_skip_options(args: argparse.Namespace) -> dict[str, Any]:
     if args.warp is not None:
         given["warp"] = None if args.warp == "none" else args.warp
     return given
+
+
+def guard_of(args: argparse.Namespace) -> TrackGuard | None:
+    """The guard that `add_model_options` lets ask for."""
+    from sam2.track_guard import TrackGuard
+
+    return TrackGuard() if args.guard else None
 
 
 class Progress:

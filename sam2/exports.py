@@ -16,7 +16,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from sam2 import __version__
-from sam2.results import fits_label_map, whole_number
+from sam2.results import ObjectResult, fits_label_map, whole_number
 from sam2.utils.davis import label_maps, write_label_map
 from sam2.utils.files import replacing, write_text
 from sam2.utils.labelled_frames import DrawnObject, draw_objects
@@ -269,8 +269,12 @@ def _labelled_frame(
     if frame not in results.stored:
         return picture
     result = results[frame]
-    drawn = [DrawnObject(str(each.obj_id), numbers[each.obj_id], each.mask) for each in result.objects]
+    drawn = [DrawnObject(_name_of(each), numbers[each.obj_id], each.mask) for each in result.objects]
     return draw_objects(picture, drawn, result.owner)
+
+
+def _name_of(each: ObjectResult) -> str:
+    return str(each.obj_id) + ("?" if each.status == "suspect" else "")
 
 
 def frame_rate(source: FrameSource) -> float:

@@ -109,6 +109,7 @@ class FrameDecision(NamedTuple):
     change: float  # in the unit of the strategy's threshold; 0 where nothing was measured
     reason: str
     seconds: float  # spent on this frame
+    scene_cut: bool = False  # a new scene begins with it, where that is looked for: see `sam2.track_guard`
 
 
 class Answered(NamedTuple):
@@ -132,6 +133,10 @@ class MaskSource(Protocol):
 
     def is_prompted(self, frame_idx: int) -> bool:
         """Whether the user gave a prompt on this frame."""
+        ...
+
+    def begins_scene(self, frame_idx: int) -> bool:
+        """Whether the video cuts to another scene with this frame; asked once of each, in order."""
         ...
 
     def process(self, frame_idx: int) -> None:
@@ -168,8 +173,8 @@ def gated_frames(
             gate.forget()
         if source.is_over():
             return
-        frame = frame_at(frame_idx)
-        decision = _decide(gate, source, frame_idx, frame)
+        frame, is_cut = frame_at(frame_idx), source.begins_scene(frame_idx)
+        decision = _decide(gate, source, frame_idx, frame, is_cut)
         if decision.action in SKIPPED and not (options.lookahead and frame_idx == order[-1]):
             if options.lookahead:
                 waiting.append(_record(frame_idx, decision, start))
@@ -181,9 +186,9 @@ def gated_frames(
             decision = decision._replace(action="processed", reason="last frame of the look-ahead")
         source.process(frame_idx)
         decided = time.perf_counter()
-        answers = gate.remember(source.key_frame(frame_idx, frame))
+        answers = gate.remember(source.key_frame(frame_idx, frame), new_scene=is_cut)
         share = (time.perf_counter() - decided) / max(len(waiting), 1)
-        record = _record(frame_idx, decision, start)
+        record = _record(frame_idx, decision, start, is_cut)
         for i, (skipped, logits) in enumerate(zip(waiting, answers, strict=True), 1):
             record = record._replace(seconds=record.seconds - share)
             yield Answered(skipped._replace(seconds=skipped.seconds + share), logits)
@@ -205,8 +210,10 @@ def all_frames(order: Sequence[int], source: MaskSource) -> Iterator[Answered]:
         if source.is_over():
             return
         action = "prompted" if source.is_prompted(frame_idx) else "processed"
+        is_cut = source.begins_scene(frame_idx)
         source.process(frame_idx)
-        yield Answered(_record(frame_idx, Decision(action, 0.0, "skipping is off"), start), None)
+        decision = Decision(action, 0.0, "scene cut" if is_cut else "skipping is off")
+        yield Answered(_record(frame_idx, decision, start, is_cut), None)
 
 
 class RecordedMasks:
@@ -229,6 +236,9 @@ class RecordedMasks:
 
     def is_prompted(self, frame_idx: int) -> bool:
         return frame_idx in self._prompted
+
+    def begins_scene(self, frame_idx: int) -> bool:
+        return False
 
     def process(self, frame_idx: int) -> None:
         pass
@@ -256,17 +266,18 @@ def play_through(
     return zip(*runs, strict=True)
 
 
-def _decide(gate: SkipGate, source: MaskSource, frame_idx: int, frame: GateFrame) -> Decision:
+def _decide(gate: SkipGate, source: MaskSource, frame_idx: int, frame: GateFrame, is_cut: bool) -> Decision:
     if source.is_prompted(frame_idx):
         # Also measured here: what the masks carried to a prompted frame lack is what the gate learns from.
         measured = gate.decide(frame_idx, frame)
         return Decision("prompted", measured.change, "prompt")
-    return gate.decide(frame_idx, frame)
+    measured = gate.decide(frame_idx, frame)
+    return Decision("processed", measured.change, "scene cut") if is_cut else measured
 
 
-def _record(frame_idx: int, decision: Decision, start: float) -> FrameDecision:
+def _record(frame_idx: int, decision: Decision, start: float, is_cut: bool = False) -> FrameDecision:
     change = float(decision.change)  # a policy may have measured it in NumPy or torch, which no JSON takes
-    return FrameDecision(frame_idx, decision.action, change, decision.reason, time.perf_counter() - start)
+    return FrameDecision(frame_idx, decision.action, change, decision.reason, time.perf_counter() - start, is_cut)
 
 
 def decision_table(decisions: Iterable[FrameDecision]) -> str:

@@ -17,9 +17,10 @@ from torch import Tensor
 from sam2.frame_skipping import FrameDecision
 from sam2.utils.change_detection import Action
 
-Status = Literal["prompted", "tracked", "reused", "warped", "occluded"]
+Status = Literal["prompted", "tracked", "reused", "warped", "occluded", "suspect"]
 """How an object came by its mask: the user's prompt on this frame, the network, or the last key frame's mask, copied or
-carried along. "occluded": it is not to be seen, whatever was done with the frame."""
+carried along. "occluded": it is not to be seen, whatever was done with the frame. "suspect": it has a mask that the
+predictor's guard does not believe, and that memory does not read (`TrackGuard`)."""
 
 _STATUS: Mapping[Action, Status] = {
     "prompted": "prompted",
@@ -82,6 +83,11 @@ class FrameResult(Mapping[Hashable, ObjectResult]):
     def frame(self) -> int:
         """Index of the frame, from 0."""
         return self.decision.frame
+
+    @property
+    def scene_cut(self) -> bool:
+        """Whether a new scene begins with this frame, if the predictor's guard looked for it."""
+        return self.decision.scene_cut
 
     @property
     def obj_ids(self) -> list[Hashable]:

@@ -17,6 +17,7 @@ from sam2.modeling.outputs import PointInputs
 from sam2.modeling.sam2_base import NO_OBJ_SCORE as NO_OBJ_SCORE  # for who imports it from here
 from sam2.modeling.search_region import check_search_factor
 from sam2.results import FrameResult, frame_result
+from sam2.track_guard import TrackGuard
 from sam2.upstream_hooks import UpstreamHooks
 from sam2.utils.change_detection import SkipPolicy
 from sam2.utils.frame_loader import FrameLoader
@@ -83,6 +84,8 @@ class SAM2VideoPredictor(UpstreamHooks):
             side of its box, 1 or more, which the network sees the larger; None looks everywhere, as SAM 2 does. Also an
             attribute, which counts for sessions that are opened afterwards. `max_batch_objects` counts for nothing
             then. See `sam2.modeling.search_region`.
+        guard: when masks are doubted: they are shown as "suspect", and memory does not read them (`TrackGuard`). None
+            believes all masks, as SAM 2 does. Also an attribute, which counts from the next frame.
         **kwargs: options of `SAM2Base`.
     """
 
@@ -91,11 +94,11 @@ class SAM2VideoPredictor(UpstreamHooks):
         add_all_frames_to_correct_as_cond: bool = False, *, skip_mad_threshold: float | None = 0.05,
         skip_strategy: str | SkipPolicy = "naive", skip_warp: Warp = "auto", skip_lookahead: int = 0,
         max_consecutive_skips: int | None = None, max_batch_objects: int | None = None,
-        search_factor: float | None = None, **kwargs: Any,
+        search_factor: float | None = None, guard: TrackGuard | None = None, **kwargs: Any,
     ) -> None:  # fmt: skip
         super().__init__(
             fill_hole_area=fill_hole_area, clear_non_cond_mem_around_input=clear_non_cond_mem_around_input,
-            max_batch_objects=max_batch_objects, **kwargs,
+            max_batch_objects=max_batch_objects, guard=guard, **kwargs,
         )  # fmt: skip
         self.skipping = SkipOptions(
             skip_mad_threshold, skip_strategy, skip_warp, skip_lookahead, max_consecutive_skips

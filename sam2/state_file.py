@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sam2.frame_skipping import FrameDecision, SkipOptions
+from sam2.modeling.frame_spans import FrameSpans
 from sam2.modeling.outputs import FrameOutput, PointInputs
 from sam2.modeling.search_region import Region
 from sam2.utils.change_detection import Search
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FORMAT, VERSION = "sam2 video session", 3
-READABLE = (2, 3)  # 2 is from before there were search regions
+FORMAT, VERSION = "sam2 video session", 4
+READABLE = (2, 3, 4)  # 2 is from before there were search regions, 3 from before masks could be doubted
 THUMBNAIL = 16  # pixels a side of what is kept of some frames, to know the video again
 SAME_PICTURE = 3.0  # grey levels of 255 that two decoders may differ by on the mean of a thumbnail
 
@@ -44,7 +45,7 @@ def save_state(predictor: SAM2VideoPredictor, state: VideoState, path: StrPath) 
         "format": FORMAT, "version": VERSION, "model": _model(predictor), "video": _video(state), "keep": state.keep,
         "corrections": state.corrections, "search_factor": state.search_factor,
         "memory_position": _on_cpu(state.memory_position),
-        "decisions": [(d.frame, d.action, float(d.change), d.reason, float(d.seconds)) for d in state.decisions],
+        "decisions": [tuple(d._replace(change=float(d.change), seconds=float(d.seconds))) for d in state.decisions],
         "objects": [(_plain_id(obj_id), _track(track)) for obj_id, track in state.objects.items()],
         "paused": None if state.paused is None else _paused(state.paused),
     }  # fmt: skip
@@ -159,6 +160,7 @@ def _track(track: ObjectTrack) -> dict[str, Any]:
         "carried": {t: (_on_cpu(c.logits), *_facts(c)) for t, c in track.carried.items()},
         "faded_carried": _pack_carried(track.faded_carried),
         "tracked": dict(track.tracked),
+        "doubted": track.doubted.spans,
     }
 
 
@@ -175,6 +177,7 @@ def _restore_track(state: VideoState, stored: Mapping[str, Any]) -> ObjectTrack:
         carried={t: _carried(masks.to(storage), rest) for t, (masks, *rest) in stored["carried"].items()},
         faded_carried=_unpack_carried(stored["faded_carried"]),
         tracked=dict(stored["tracked"]),
+        doubted=FrameSpans(stored.get("doubted", ())),
     )
 
 

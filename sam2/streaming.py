@@ -245,10 +245,11 @@ class VideoStream:
     def _forget_old(self) -> None:
         """Drop what neither the next frame nor a correction of this one reads."""
         predictor = self.predictor
-        oldest = self.frame_idx - max(predictor.reach, predictor.max_obj_ptrs_in_encoder)
+        reach = max(predictor.reach, predictor.max_obj_ptrs_in_encoder)
+        oldest = self.frame_idx - reach
         limit = predictor.max_cond_frames_in_attn
         for track in self.state.objects.values():
-            track.forget_before(oldest)
+            track.forget_out_of_reach(self.frame_idx, reach)
             if limit > 0:
                 for t in [t for t in sorted(track.prompted)[:-limit] if t < oldest]:
                     del track.prompted[t]

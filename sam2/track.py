@@ -31,6 +31,7 @@ from sam2.command_line import (
     check_model_options,
     exit_code,
     given_skip_options,
+    guard_of,
 )
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def run(args: argparse.Namespace) -> Outcome:
     clips = {clip.name: clip for clip in track_runs.find_clips(args.videos)}
     track_runs.check_output(args.output, args.videos, list(clips.values()))
     prompts_of = prompt_reader(args, clips.values(), warns=rank.rank == 0)
-    model = ModelFiles.find(args.config, args.checkpoint, args.image_size, args.search_factor)
+    model = ModelFiles.find(args.config, args.checkpoint, args.image_size, args.search_factor, guard_of(args))
     device = rank.device(args.device)
     options = skip_options(args, model)
     settings = {**model.settings(options, args.dtype, device), "direction": args.direction}
@@ -165,7 +166,9 @@ def build(args: argparse.Namespace, device: torch.device) -> SAM2VideoPredictor:
     """Build the predictor."""
     from sam2.vos_runs import build_predictor
 
-    return build_predictor(args.config, args.checkpoint, device, args.dtype, args.image_size, args.search_factor)
+    return build_predictor(
+        args.config, args.checkpoint, device, args.dtype, args.image_size, args.search_factor, guard_of(args)
+    )
 
 
 def once(make: Callable[[], SAM2VideoPredictor]) -> Callable[[], SAM2VideoPredictor]:

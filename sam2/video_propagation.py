@@ -20,6 +20,7 @@ from sam2.modeling.outputs import FrameOutput
 from sam2.modeling.sam2_base import NO_OBJ_SCORE
 from sam2.results import Status
 from sam2.utils.change_detection import Action, GateFrame, KeyFrame
+from sam2.utils.scene_cuts import ColourWatch
 from sam2.utils.skip_gate import SkipGate
 from sam2.video_memory import FadedOutput
 from sam2.video_state import CarriedMask, ObjectId, ObjectTrack, PausedRun, VideoState, fade
@@ -145,6 +146,8 @@ class TrackingRun:
         self._shown = self._next = nothing  # the frame processed last that was shown, and the one processed last
         self._found: list[FrameOutput] = []  # on the latter
         self._looks_ahead = False
+        self._colours = ColourWatch()
+        self._last_cut = -1  # the frame that a scene was last found to begin with
 
     def frames(self, order: Sequence[int], options: SkipOptions) -> Iterator[FrameAnswer]:
         """Decide on the frames one by one, process or skip them, and put it on record.
@@ -156,6 +159,7 @@ class TrackingRun:
         # Regions are cut out of the frames as they are; the gate looks at whole frames.
         self.state.frames.resizes = self.state.search_factor is None or options.is_on
         self._looks_ahead = options.lookahead > 0
+        self._look_at_frame_before(order)
         if not options.is_on:
             self.state.paused = None
             yield from self._answers(all_frames(order, self))
@@ -215,6 +219,14 @@ class TrackingRun:
         since = ((t, self.state.gate_frame(t)) for t in range(key + step, order[0], step))
         gate.resume(paused.memo, self.state.gate_frame(key), since)
 
+    def _look_at_frame_before(self, order: Sequence[int]) -> None:
+        """Where a run goes on after another, its first frame may begin a scene too."""
+        if self.tracker.guard is None or len(order) == 0 or self.state.is_live:
+            return
+        before = order[0] + (1 if self.reverse else -1)
+        if before in self.state.decision_of and self.state.frames.has(before):
+            self._colours.change(before, self.state.frames.frame(before))
+
     def is_over(self) -> bool:
         self.state.check_open()
         return not self._included()
@@ -229,11 +241,22 @@ class TrackingRun:
     def is_prompted(self, frame_idx: int) -> bool:
         return any(frame_idx in track.prompted for track in self._tracks(frame_idx).values())
 
+    def begins_scene(self, frame_idx: int) -> bool:
+        guard = self.tracker.guard
+        if guard is None or not guard.finds_cuts:
+            return False
+        is_cut = self._colours.change(frame_idx, self.state.frames.frame(frame_idx)) > guard.cut_distance
+        if is_cut:
+            self._last_cut = frame_idx
+        return is_cut
+
     def process(self, frame_idx: int) -> None:
         tracks = self._tracks(frame_idx)
         # With look-ahead the frames since the last key frame are yet to be shown.
         since = self._shown.frame_idx if self._looks_ahead and self._shown.frame_idx >= 0 else None
-        self._found = self.tracker._track_frame(self.state, list(tracks.values()), frame_idx, self.reverse, since)
+        self._found = self.tracker._track_frame(
+            self.state, list(tracks.values()), frame_idx, self.reverse, since, new_scene=frame_idx == self._last_cut
+        )
         self._next = ProcessedFrame(frame_idx, self.state.obj_ids, tracks, self._found)
 
     def key_frame(self, frame_idx: int, frame: GateFrame) -> KeyFrame:
@@ -262,7 +285,8 @@ class TrackingRun:
         ious = stack_numbers([_iou(output) for output in outputs]).tolist()
         for i, track in enumerate(tracks):
             region = outputs[i].region
-            track.carry(decision.frame, CarriedMask(masks[i : i + 1], scores[i], ious[i], decision.action, region))
+            carried = CarriedMask(masks[i : i + 1], scores[i], ious[i], decision.action, region)
+            track.carry(decision.frame, carried, doubted=self._shown.frame_idx in track.doubted)
             track.tracked[decision.frame] = self.reverse
         if self.state.keep == "window":
             fade(tracks, decision.frame, self.tracker.reach)
@@ -273,7 +297,7 @@ class TrackingRun:
         t, device, shown = decision.frame, self.state.device, self._shown
         rows: dict[ObjectId, ObjectAnswer] = {}
         for (obj_id, track), output, each in zip(shown.tracks.items(), shown.outputs, masks, strict=True):
-            status = _status(t in track.prompted, decision.action)
+            status = _status(track, t, t in track.prompted, decision.action)
             score = output.object_score_logits.to(device)
             rows[obj_id] = ObjectAnswer(each.to(device, non_blocking=True), score, _iou(output).to(device), status)
         known = [rows.get(obj_id) or known_result(self.state, obj_id, t) for obj_id in shown.obj_ids]
@@ -333,21 +357,23 @@ def known_result(state: VideoState, obj_id: ObjectId, frame_idx: int) -> ObjectA
     if output is not None:
         is_prompt = prompted or frame_idx in track.pending_propagated or frame_idx in track.prompted
         score, iou = output.object_score_logits.to(device), _iou(output).to(device)
-        return ObjectAnswer(output.pred_masks.to(device), score, iou, _status(is_prompt, "processed"))
+        return ObjectAnswer(output.pred_masks.to(device), score, iou, _status(track, frame_idx, is_prompt, "processed"))
     carried = track.carried.get(frame_idx) or track.faded_carried.get(frame_idx) if track.has_prompts else None
     if carried is not None:
         score, iou = (
             torch.full((1, 1), number, device=device) for number in (carried.object_score, carried.predicted_iou)
         )
-        return ObjectAnswer(carried.logits.to(device), score, iou, _status(False, carried.action))
+        return ObjectAnswer(carried.logits.to(device), score, iou, _status(track, frame_idx, False, carried.action))
     nothing = torch.full((1, 1, state.mask_side, state.mask_side), NO_OBJ_SCORE, device=device)
     return ObjectAnswer(nothing, nothing[:, :, 0, 0], torch.zeros(1, 1, device=device), None)
 
 
-def _status(prompted: bool, action: Action) -> Status:
+def _status(track: ObjectTrack, frame_idx: int, prompted: bool, action: Action) -> Status:
     """How one object came by its mask on a frame with which something was done."""
     if prompted:
         return "prompted"
+    if frame_idx in track.doubted:
+        return "suspect"
     return "reused" if action == "reused" else "warped" if action == "warped" else "tracked"
 
 

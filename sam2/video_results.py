@@ -307,7 +307,7 @@ def _frame_to_json(frame: StoredFrame) -> dict[str, Any]:
 
 
 def _frame_from_json(line: Mapping[str, Any], size: tuple[int, int]) -> StoredFrame:
-    decision = FrameDecision(**{name: line[name] for name in FrameDecision._fields})
+    decision = FrameDecision(**{name: line[name] for name in FrameDecision._fields if name in line})
     objects = [
         StoredObject(
             obj_id=each["id"],

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from sam2.frame_skipping import FrameDecision, SkipOptions, decision_table
+from sam2.modeling.frame_spans import FrameSpans
 from sam2.modeling.memory_bank import MemoryBank
 from sam2.modeling.outputs import CompactOutput, FrameFeatures, FrameOutput, PointInputs
 from sam2.modeling.search_region import Region, Size
@@ -80,12 +81,14 @@ class ObjectTrack:
     faded: dict[int, FadedOutput] = field(default_factory=dict)  # propagated, and out of memory's reach since
     faded_carried: dict[int, CarriedMask] = field(default_factory=dict)  # carried long ago, and packed
     tracked: dict[int, bool] = field(default_factory=dict)  # frames propagation passed, and whether in reverse
+    doubted: FrameSpans = field(default_factory=FrameSpans)  # frames whose masks are shown, and not believed
     shelf: Shelf = field(default_factory=Shelf, init=False)  # where what has faded is kept
 
     @property
     def bank(self) -> MemoryBank:
         """What the object remembers."""
-        return MemoryBank(self.prompted, ChainMap(self.propagated, self.faded))  # type: ignore[arg-type]
+        propagated = ChainMap(self.propagated, self.faded)  # type: ignore[arg-type]
+        return MemoryBank(self.prompted, propagated, self.doubted)
 
     @property
     def has_pending(self) -> bool:
@@ -118,13 +121,19 @@ class ObjectTrack:
         carried = self.carried.get(frame_idx) or self.faded_carried.get(frame_idx)
         return None if carried is None else carried.logits
 
-    def last_known(self, frame_idx: int, reverse: bool) -> int | None:
-        """The nearest frame before this one, or after it in reverse, on which the object has a mask."""
+    def last_known(self, frame_idx: int, reverse: bool, believed: bool = False) -> int | None:
+        """The nearest frame before this one, or after it in reverse, on which the object has a mask.
+
+        Args:
+            believed: one that is not doubted.
+        """
         stores = (self.prompted, self.propagated, self.carried, self.faded, self.faded_carried)
         neighbour = frame_idx + 1 if reverse else frame_idx - 1
+        if believed:
+            neighbour = self.doubted.passing(frame_idx, 1, reverse)
         if any(neighbour in store for store in stores):
             return neighbour
-        known = (t for store in stores for t in store)
+        known = (t for store in stores for t in store if not (believed and t in self.doubted))
         if reverse:
             return min((t for t in known if t > frame_idx), default=None)
         return max((t for t in known if t < frame_idx), default=None)
@@ -136,28 +145,40 @@ class ObjectTrack:
         known = output or carried
         return None if known is None else known.region
 
-    def carry(self, frame_idx: int, carried: CarriedMask) -> None:
-        """Take masks of a key frame for a skipped one: they are shown, and memory never reads them."""
+    def carry(self, frame_idx: int, carried: CarriedMask, doubted: bool = False) -> None:
+        """Take masks of a key frame for a skipped one: they are shown, and memory never reads them.
+
+        Args:
+            doubted: those of the key frame are.
+        """
         for store in (self.propagated, self.faded, self.faded_carried):
             store.pop(frame_idx, None)
         self.carried[frame_idx] = carried
+        self._note_doubt(frame_idx, doubted)
 
-    def commit_frame(self, frame_idx: int, output: FrameOutput, prompted: bool) -> None:
-        """Let memory read an output from now on."""
+    def commit_frame(self, frame_idx: int, output: FrameOutput, prompted: bool, doubted: bool = False) -> None:
+        """Let memory read an output from now on, unless it is doubted."""
         (self.prompted if prompted else self.propagated)[frame_idx] = output
+        self._note_doubt(frame_idx, doubted)
         for store in (self.carried, self.faded, self.faded_carried):
             store.pop(frame_idx, None)
         if prompted:
             self.propagated.pop(frame_idx, None)
 
-    def forget_before(self, frame_idx: int) -> None:
-        """Drop all that is known of earlier frames, what the prompted ones remember aside."""
+    def _note_doubt(self, frame_idx: int, doubted: bool) -> None:
+        (self.doubted.add if doubted else self.doubted.discard)(frame_idx)
+
+    def forget_out_of_reach(self, frame_idx: int, reach: int) -> None:
+        """Drop all that is known of frames more than `reach` before this one, what the prompted ones remember aside.
+        Doubted frames in between do not count, and are dropped as if they did."""
+        oldest, oldest_believed = frame_idx - reach, self.doubted.passing(frame_idx, reach, reverse=False)
         stores: list[dict[int, Any]] = [
             self.points, self.masks, self.propagated, self.carried, self.faded, self.faded_carried, self.tracked,
         ]  # fmt: skip
         for store in stores:
-            for t in [t for t in store if t < frame_idx]:
+            for t in [t for t in store if t < oldest_believed or (t < oldest and t in self.doubted)]:
                 del store[t]
+        self.doubted.discard_before(oldest_believed)
 
     def forget_prompts(self, frame_idx: int) -> None:
         """Take back a frame's prompts; what they answered stays as a propagated output."""
@@ -166,6 +187,7 @@ class ObjectTrack:
         output = self.prompted.pop(frame_idx, None)
         if output is not None:
             self.propagated[frame_idx] = output
+            self.doubted.discard(frame_idx)
             # The next prompt here is a first look again, as if the frame had not been tracked.
             self.tracked.pop(frame_idx, None)
         if not self.has_prompts:
@@ -176,18 +198,25 @@ class ObjectTrack:
         for store in (self.propagated, self.faded):
             for t in [t for t in store if t != around and abs(t - around) <= reach]:
                 del store[t]
+                self.doubted.discard(t)
 
 
 def fade(tracks: Sequence[ObjectTrack], position: int, reach: int) -> None:
     """Pack what is more than `reach` frames from `position` and from every prompt; only masks and pointers stay.
 
-    Around an object's prompts everything stays, because tracking starts there, in either direction.
+    Around an object's prompts everything stays, because tracking starts there, in either direction. From `position`
+    doubted frames do not count.
     """
     outputs: list[tuple[ObjectTrack, int]] = []
     carried: list[tuple[ObjectTrack, int]] = []
     for track in tracks:
         anchors = sorted({position, *track.prompted, *track.pending_prompted})
-        outputs += [(track, t) for t in track.propagated if _distance(t, anchors) > reach]
+        first, last = (track.doubted.passing(position, reach, reverse) for reverse in (False, True))
+        outputs += [
+            (track, t)
+            for t in track.propagated
+            if _distance(t, anchors) > reach and (t in track.doubted or not first <= t <= last)
+        ]
         carried += [(track, t) for t in track.carried if _distance(t, anchors) > reach]
     if outputs:
         shelves = [track.shelf for track, _ in outputs]
@@ -304,6 +333,12 @@ class VideoState(MutableMapping[str, Any]):
         larger than that."""
         side = self.frames.image_size
         return side // 4 if self.search_factor is None else side
+
+    def has_cut(self, since: int, frame_idx: int) -> bool:
+        """Whether a scene began between two frames, or with the second one, as the last run through them found."""
+        step = 1 if frame_idx > since else -1
+        decisions = (self.decision_of.get(t) for t in range(since + step, frame_idx + step, step))
+        return any(decision is not None and decision.scene_cut for decision in decisions)
 
     def gate_frame(self, frame_idx: int) -> GateFrame:
         """A frame as the skip gate sees it: 8-bit, at its own size and at the network's."""

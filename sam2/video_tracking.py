@@ -31,6 +31,7 @@ from sam2.modeling.search_region import (
     points_in_region,
     region_around,
 )
+from sam2.track_guard import Look, TrackGuard, check_guard, shapes_of
 from sam2.utils.misc import fill_holes_in_mask_scores
 from sam2.utils.prompts import resize_mask
 from sam2.video_state import ObjectTrack, VideoState, fade
@@ -47,10 +48,11 @@ class VideoTracker(SAM2Base):
         fill_hole_area: fill holes of up to so many low-res pixels in the masks that are shown; 0 fills none.
         clear_non_cond_mem_around_input: after a prompt, forget what was tracked within reach of memory around it.
         max_batch_objects: so many objects at most are read, decoded and written at once; None chooses.
+        guard: when masks are not believed; None believes all.
         **kwargs: options of `SAM2Base`.
 
     Raises:
-        ValueError: `max_batch_objects` is not a whole number of 1 or more.
+        ValueError: `max_batch_objects` is not a whole number of 1 or more. TypeError: `guard` is no `TrackGuard`.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class VideoTracker(SAM2Base):
         fill_hole_area: int,
         clear_non_cond_mem_around_input: bool,
         max_batch_objects: int | None,
+        guard: TrackGuard | None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -67,6 +70,16 @@ class VideoTracker(SAM2Base):
         self.fill_hole_area = fill_hole_area
         self.clear_non_cond_mem_around_input = clear_non_cond_mem_around_input
         self.max_batch_objects = max_batch_objects
+        self.guard = guard
+
+    @property
+    def guard(self) -> TrackGuard | None:
+        """When masks are not believed; None believes all, as SAM 2 does."""
+        return self._guard
+
+    @guard.setter
+    def guard(self, value: TrackGuard | None) -> None:
+        self._guard = check_guard(value)
 
     @property
     def reach(self) -> int:
@@ -202,7 +215,7 @@ class VideoTracker(SAM2Base):
 
     def _track_frame(
         self, state: VideoState, tracks: Sequence[ObjectTrack], frame_idx: int, reverse: bool,
-        since: int | None = None,
+        since: int | None = None, new_scene: bool = False,
     ) -> list[FrameOutput]:  # fmt: skip
         """Each object's output on a frame: the prompt's answer where there is one, else tracked.
 
@@ -211,11 +224,12 @@ class VideoTracker(SAM2Base):
         Args:
             since: the last frame of this run that the session knows; None where that is the one before. What it knows
                 of frames in between is from an earlier run.
+            new_scene: objects may be anywhere on it.
         """
         request = FrameRequest(frame_idx, state.num_frames, reverse=reverse)
         found: dict[int, FrameOutput] = {}
         for batch in self._batches(state, [track for track in tracks if frame_idx not in track.prompted], request):
-            found |= zip(map(id, batch), self._track_batch(state, batch, request, since), strict=True)
+            found |= zip(map(id, batch), self._track_batch(state, batch, request, since, new_scene), strict=True)
         return [track.prompted.get(frame_idx) or found[id(track)] for track in tracks]
 
     def _commit_frame(
@@ -223,14 +237,34 @@ class VideoTracker(SAM2Base):
         reverse: bool,
     ) -> None:  # fmt: skip
         """Let memory read what `_track_frame` found, and forget what is out of its reach from here."""
-        for track, output in zip(tracks, outputs, strict=True):
+        doubts = self._doubts(state, tracks, outputs, frame_idx, reverse)
+        for track, output, doubt in zip(tracks, outputs, doubts, strict=True):
             if frame_idx in track.prompted:
                 self._forget_around_prompt(track, frame_idx)
             else:
-                track.commit_frame(frame_idx, output, prompted=False)
+                track.commit_frame(frame_idx, output, prompted=False, doubted=doubt is not None)
             track.tracked[frame_idx] = reverse
         if state.keep == "window":
             fade(tracks, frame_idx, self.reach)
+
+    def _doubts(
+        self, state: VideoState, tracks: Sequence[ObjectTrack], outputs: Sequence[FrameOutput], frame_idx: int,
+        reverse: bool,
+    ) -> list[str | None]:  # fmt: skip
+        """Why each object's mask on a frame is not believed; None where it is."""
+        if self.guard is None or not tracks:
+            return [None] * len(tracks)
+        frame, doubts = state.frame_size, list[str | None]()
+        scores = torch.cat([output.object_score_logits for output in outputs]).float().sigmoid().flatten().tolist()
+        ious = [1.0 if output.ious is None else float(output.ious) for output in outputs]
+        shapes = shapes_of(torch.cat([output.pred_masks for output in outputs]) > 0, frame)
+        for track, look in zip(tracks, map(Look, shapes, scores, ious), strict=True):
+            last = track.last_known(frame_idx, reverse, believed=True)
+            masks = None if last is None or state.has_cut(last, frame_idx) else track.latest_masks(last)
+            before = None if masks is None else shapes_of(masks > 0, frame)[0]
+            gap = 1 if last is None else abs(frame_idx - last)
+            doubts.append(self.guard.doubt(look, before, gap, frame))
+        return doubts
 
     def _batches(
         self, state: VideoState, tracks: Sequence[ObjectTrack], request: FrameRequest
@@ -280,13 +314,17 @@ class VideoTracker(SAM2Base):
         return self._selection(track.bank, request)
 
     def _track_batch(
-        self, state: VideoState, tracks: Sequence[ObjectTrack], request: FrameRequest, since: int | None
-    ) -> list[FrameOutput]:
+        self, state: VideoState, tracks: Sequence[ObjectTrack], request: FrameRequest, since: int | None,
+        new_scene: bool,
+    ) -> list[FrameOutput]:  # fmt: skip
         """Track objects of equal memory layout on one frame."""
         if len(tracks) == 1:
             region = self._region_to_search(state, tracks[0], request, since)
+            if region is not None and new_scene:
+                region = Region.whole(state.frame_size)
             return [self._track_object(state, tracks[0], request, region, remember=True)]
-        bank = join_banks([self._selection(track.bank, request) for track in tracks], state.memory_position)
+        selections = [self._selection(track.bank, request) for track in tracks]
+        bank = join_banks(selections, state.memory_position)._replace(doubted=tracks[0].doubted)
         with self.autocast():
             features = repeat_features(self._features(state, request.frame_idx), len(tracks))
             output = self.track(features, bank, request, remember=True)
@@ -304,7 +342,8 @@ class VideoTracker(SAM2Base):
         masks = None if last is None else track.latest_masks(last)
         if last is None or masks is None:
             return Region.whole(frame)
-        looked, found = track.region(last) or Region.whole(frame), box_of_mask(masks > 0, frame)
+        looked = track.region(last) or Region.whole(frame)
+        found = None if last in track.doubted else box_of_mask(masks > 0, frame)
         return next_region(looked, found, frame, state.search_factor, gap=abs(request.frame_idx - last))
 
     def _track_object(

@@ -8,7 +8,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 
 from sam2 import build_sam
 from sam2.build_sam import (
@@ -29,6 +30,7 @@ from sam2.build_sam import (
     pick_device,
 )
 from sam2.frame_skipping import FrameDecision, RecordedMasks, SkipOptions, play_through
+from sam2.track_guard import TrackGuard, check_guard
 from sam2.utils.change_detection import GateFrame, KeyFrame
 from sam2.utils.davis import DavisRoot, merge_masks, read_label_map
 from sam2.utils.frame_loader import FrameLoader
@@ -151,6 +153,7 @@ class ModelFiles:
         image_size: the network's input size, pixels.
         skipping: the skip options that a predictor of this config starts with.
         search_factor: how large a part of the frame objects are looked for in; None for all of it.
+        guard: when masks are doubted; None for never.
     """
 
     config: Path
@@ -158,16 +161,17 @@ class ModelFiles:
     image_size: int
     skipping: SkipOptions
     search_factor: float | None = None
+    guard: TrackGuard | None = None
 
     @classmethod
     def find(
         cls, config: str | None, checkpoint: Path | None, image_size: int | None = None,
-        search_factor: float | None = None,
+        search_factor: float | None = None, guard: TrackGuard | None = None,
     ) -> ModelFiles:  # fmt: skip
         """Find the files; None for both is the embedded model.
 
         Args:
-            image_size, search_factor: as of `build_sam2_video_predictor`.
+            image_size, search_factor, guard: as of `build_sam2_video_predictor`.
 
         Raises:
             FileNotFoundError: no such config or checkpoint.
@@ -187,7 +191,9 @@ class ModelFiles:
         size = int(model["image_size"]) if image_size is None else check_image_size(image_size)
         skipping = SkipOptions(**{field: model[name] for name, field in SKIP_OPTIONS.items() if name in model})
         factor = check_search_factor(model.get("search_factor") if search_factor is None else search_factor)
-        return cls(path, checkpoint, size, skipping, factor)
+        if guard is None and model.get("guard") is not None:
+            guard = instantiate(model["guard"])
+        return cls(path, checkpoint, size, skipping, factor, check_guard(guard))
 
     @cached_property
     def checkpoint_sha256(self) -> str | None:
@@ -212,6 +218,7 @@ class ModelFiles:
             "image_size": self.image_size,
             # Said only where it is on: results from before there was such an option can be gone on with.
             **({} if self.search_factor is None else {"search_factor": self.search_factor}),
+            **({} if self.guard is None else {"guard": asdict(self.guard)}),
             "dtype": dtype_name(dtype, device),
             "checkpoint_sha256": self.checkpoint_sha256,
         }
@@ -219,7 +226,7 @@ class ModelFiles:
 
 def build_predictor(
     config: str | None, checkpoint: Path | None, device: torch.device, dtype: str, image_size: int | None = None,
-    search_factor: float | None = None,
+    search_factor: float | None = None, guard: TrackGuard | None = None,
 ) -> Any:  # fmt: skip
     """The predictor of a command line's options.
 
@@ -228,8 +235,9 @@ def build_predictor(
     """
     try:
         return build_sam.build_sam2_video_predictor(
-            config, checkpoint, device=device, dtype=dtype, image_size=image_size, search_factor=search_factor
-        )
+            config, checkpoint, device=device, dtype=dtype, image_size=image_size, search_factor=search_factor,
+            guard=guard,
+        )  # fmt: skip
     except InstantiationException as error:
         raise ValueError(f"config: {config} makes no predictor: {error}") from error
 

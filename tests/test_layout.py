@@ -17,7 +17,8 @@ ALLOWED = {  # a module, or a folder of them -> the parts of the package that it
     "sam2/video_state.py": {
         "sam2.modeling", "sam2.utils", "sam2.frame_skipping", "sam2.video_memory", "sam2.state_views",
     },
-    "sam2/video_tracking.py": {"sam2.modeling", "sam2.utils", "sam2.video_state"},
+    "sam2/track_guard.py": {"sam2.modeling"},
+    "sam2/video_tracking.py": {"sam2.modeling", "sam2.utils", "sam2.track_guard", "sam2.video_state"},
     "sam2/upstream_hooks.py": {"sam2.modeling", "sam2.video_state", "sam2.video_tracking"},
     "sam2/video_propagation.py": {
         "sam2.modeling", "sam2.utils", "sam2.frame_skipping", "sam2.results", "sam2.video_memory", "sam2.video_state",
@@ -31,7 +32,7 @@ ALLOWED = {  # a module, or a folder of them -> the parts of the package that it
         "sam2.utils", "sam2.frame_skipping", "sam2.results", "sam2.video_state", "sam2.video_propagation",
         "sam2.sam2_video_predictor",
     },
-    "sam2/build_sam.py": {"sam2.modeling"},
+    "sam2/build_sam.py": {"sam2.modeling", "sam2.track_guard"},
     "sam2/calibration.py": {
         "sam2.frame_skipping", "sam2.video_state", "sam2.video_propagation", "sam2.sam2_video_predictor",
         "sam2.modeling", "sam2.utils",
@@ -40,7 +41,7 @@ ALLOWED = {  # a module, or a folder of them -> the parts of the package that it
     "sam2/results.py": {"sam2.frame_skipping", "sam2.utils"},
     "sam2/video_results.py": {"sam2.frame_skipping", "sam2.results", "sam2.utils", "sam2.exports"},
     "sam2/exports.py": {"sam2.results", "sam2.video_results", "sam2.vos_records", "sam2.utils"},
-    "sam2/command_line.py": {"sam2.frame_skipping"},
+    "sam2/command_line.py": {"sam2.frame_skipping", "sam2.track_guard"},
     "sam2/track_prompts.py": {"sam2.utils"},
     "sam2/track_runs.py": {
         "sam2.frame_skipping", "sam2.results", "sam2.video_results", "sam2.exports", "sam2.vos_records",
@@ -52,11 +53,12 @@ ALLOWED = {  # a module, or a folder of them -> the parts of the package that it
     },
     "sam2/vos_runs.py": {
         "sam2.frame_skipping", "sam2.vos_records", "sam2.sam2_video_predictor", "sam2.build_sam", "sam2.utils",
+        "sam2.track_guard",
     },
     "sam2/sam2_video_predictor.py": {
         "sam2.calibration", "sam2.modeling", "sam2.utils", "sam2.frame_skipping", "sam2.results", "sam2.video_state",
         "sam2.video_tracking", "sam2.video_propagation", "sam2.streaming", "sam2.state_file", "sam2.upstream_hooks",
-        "sam2.build_sam",
+        "sam2.build_sam", "sam2.track_guard",
     },
     "sam2/sam2_image_predictor.py": {"sam2.modeling", "sam2.utils", "sam2.build_sam"},
     "sam2/automatic_mask_generator.py": {

@@ -415,7 +415,8 @@ def test_all_memory_shares_one_position_encoding(clip):
     predictor.add_new_mask(state, 0, 1, clip.labels[0] == 1)
     predictor.add_new_mask(state, 0, 2, clip.labels[0] == 2)
     track(predictor, state)
-    outputs = [out for obj_id in (1, 2) for store in state.track(obj_id).bank for out in store.values()]
+    banks = [state.track(obj_id).bank for obj_id in (1, 2)]
+    outputs = [out for bank in banks for store in (bank.prompted, bank.propagated) for out in store.values()]
     assert len(outputs) == 2 * LENGTH
     assert len({out.maskmem_pos_enc[-1].untyped_storage().data_ptr() for out in outputs}) == 1
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
+from sam2.modeling.frame_spans import FrameSpans
 from sam2.modeling.sam2_utils import select_closest_cond_frames
 
 
@@ -51,6 +52,14 @@ class MemoryBank(NamedTuple):
 
     prompted: Mapping[int, Any]
     propagated: Mapping[int, Any]
+    doubted: FrameSpans = FrameSpans()  # propagated ones that are not: time stands still on them
+
+    @property
+    def believed(self) -> Mapping[int, Any]:
+        """The propagated frames without the doubted ones."""
+        if not self.doubted:
+            return self.propagated
+        return {t: output for t, output in self.propagated.items() if t not in self.doubted}
 
 
 class Remembered(NamedTuple):
@@ -123,7 +132,7 @@ def select_memory(
     rules: BankRules,
     closest: Callable[..., tuple[dict[int, Any], dict[int, Any]]] = select_closest_cond_frames,
 ) -> Selection:
-    """Choose what the frame `frame_idx` remembers.
+    """Choose what the frame `frame_idx` remembers: what it would if the doubted frames had never been.
 
     Args:
         closest: which prompted frames are read, see `select_closest_cond_frames`.
@@ -143,7 +152,8 @@ def select_memory(
         return None if output is None or output.obj_ptr is None else output
 
     maps = [Remembered(0, output, t) for t, output in prompted.items()]
-    for slot, t in memory_frames(frame_idx, rules.num_maskmem, rules.stride, reverse):
+    for slot, nominal in memory_frames(frame_idx, rules.num_maskmem, rules.stride, reverse):
+        t = bank.doubted.passing(frame_idx, abs(frame_idx - nominal), reverse)
         if (output := tracked(t)) is not None:
             maps.append(Remembered(slot, output, t))
 
@@ -153,7 +163,8 @@ def select_memory(
         elapsed = step * (frame_idx - t)
         if elapsed >= 0 or not rules.pointers_from_past_only:
             pointers.append(Remembered(elapsed if rules.signed_distance else abs(elapsed), output, t))
-    for distance, t in pointer_frames(frame_idx, num_frames, rules.max_pointers, reverse):
+    for distance, _ in pointer_frames(frame_idx, num_frames, rules.max_pointers, reverse):
+        t = bank.doubted.passing(frame_idx, distance, reverse)
         if (output := tracked(t)) is not None:
             pointers.append(Remembered(distance, output, t))
     return Selection(maps, pointers)

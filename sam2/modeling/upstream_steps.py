@@ -185,7 +185,7 @@ class UpstreamSteps(nn.Module):
             frame_idx=request.frame_idx, is_init_cond_frame=not request.reads_memory, **_as_tokens(features),
             current_vision_pos_embeds=[to_tokens(x) for x in features.positions],
             point_inputs=None if request.points is None else request.points._asdict(), mask_inputs=request.mask,
-            output_dict={"cond_frame_outputs": bank.prompted, "non_cond_frame_outputs": bank.propagated},
+            output_dict={"cond_frame_outputs": bank.prompted, "non_cond_frame_outputs": bank.believed},
             num_frames=request.num_frames, track_in_reverse=request.reverse, run_mem_encoder=remember,
             prev_sam_mask_logits=request.previous_logits,
         )  # fmt: skip

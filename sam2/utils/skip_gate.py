@@ -113,17 +113,20 @@ class SkipGate:
             return self._key.logits
         return self._carrier.carried(self._trust.ways)
 
-    def remember(self, key: KeyFrame) -> list[np.ndarray]:
+    def remember(self, key: KeyFrame, new_scene: bool = False) -> list[np.ndarray]:
         """Take in a frame that the network saw, learn from it how well masks were carried, and start a run from it.
 
         A frame that was decided to be skipped and is given here nevertheless, as a prompted one is, was not skipped.
+
+        Args:
+            new_scene: a cut lies before it: it tells nothing of the frames before, nor they of it.
 
         Returns:
             With look-ahead, mask logits (N, h, w) of each frame skipped since the key frame before, oldest first.
         """
         if self._waiting and self._waiting[-1].frame is key.frame:
             self._waiting.pop()
-        is_continued = self._key is not None and len(key.logits) == len(self._key.logits)
+        is_continued = self._key is not None and len(key.logits) == len(self._key.logits) and not new_scene
         if not is_continued:
             self._trust = CarrierTrust(len(key.logits))
         elif self._carrier is not None:

@@ -1,0 +1,447 @@
+"""Tracking with a guard: lost objects are found again, look-alikes are called suspect, and memory does without both."""
+
+import copy
+import itertools
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from sessions import session, track
+
+from sam2.build_sam import build_sam2_video_predictor
+from sam2.frame_skipping import SkipOptions
+from sam2.modeling.outputs import FrameRequest
+from sam2.sam2_video_predictor import SAM2VideoPredictor
+from sam2.track_guard import TrackGuard
+from sam2.utils.drawn_clips import draw_clip
+from sam2.video_results import VideoResults
+from sam2.video_state import CarriedMask
+
+HEIGHT, WIDTH = 240, 432
+HIDDEN = range(10, 16)  # when the object is not to be seen, and its twin is
+COLOUR = (13, 113, 156)
+
+
+def backdrop(seed=1):
+    noise = np.random.default_rng(seed).integers(0, 255, (HEIGHT, WIDTH, 3)).astype(np.float32)
+    soft = cv2.GaussianBlur(noise, (0, 0), 6)
+    return 60 + 120 * (soft - soft.min()) / (soft.max() - soft.min())
+
+
+def disc(x, y, radius=22):
+    return cv2.circle(np.zeros((HEIGHT, WIDTH), np.uint8), (x, y), radius, 1, -1) > 0
+
+
+def painted(*discs):
+    frame = backdrop()
+    for each in discs:
+        frame[each] = COLOUR
+    return frame.astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def behind_a_wall():
+    """Frames and masks of a disc that goes behind a wall, and comes out on the other side eight frames later."""
+    wall, frames, masks = slice(150, 230), [], []
+    for t in range(34):
+        mask = disc(60 + 6 * t, 90, 24)
+        frame = painted(mask)
+        frame[:, wall] = (backdrop()[:, wall] * 0.5 + 30).astype(np.uint8)
+        mask[:, wall] = False
+        frames.append(frame)
+        masks.append(mask)
+    return frames, masks
+
+
+@pytest.fixture(scope="module")
+def twins():
+    """Frames and masks of a disc, and masks of its twin, which is there while the disc is not, five lengths away."""
+    frames, masks, others = [], [], []
+    for t in range(24):
+        mask, other = disc(80 + 2 * t, 90), disc(280 + t, 150)
+        nothing = np.zeros_like(mask)
+        mask, other = (nothing, other) if t in HIDDEN else (mask, nothing)
+        frames.append(painted(mask, other))
+        masks.append(mask)
+        others.append(other)
+    return frames, masks, others
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return draw_clip(14, 96, 128, num_objects=2, seed=3, still=range(6, 10))
+
+
+def build(**options):
+    return build_sam2_video_predictor(device="cpu", **options)
+
+
+@pytest.fixture(scope="module")
+def large():
+    return build()
+
+
+@pytest.fixture(scope="module")
+def small():
+    return build(image_size=128)
+
+
+@pytest.fixture(autouse=True)
+def as_it_was(large, small):
+    for model in (large, small):
+        model.guard, model.skipping, model.search_factor = TrackGuard(), SkipOptions(0), None
+    yield
+    for model in (large, small):
+        model.guard, model.skipping, model.search_factor = None, SkipOptions(), None
+
+
+def results_of(predictor, frames, mask, **options):
+    state = predictor.init_state(frames, **options)
+    predictor.add_new_mask(state, 0, 1, mask)
+    return state, {result.frame: result for result in predictor.propagate_results(state, progress=False)}
+
+
+def overlap(one, other):
+    return (one & other).sum() / max((one | other).sum(), 1)
+
+
+@pytest.fixture
+def doubting(monkeypatch):
+    """doubting(predictor, 3, 4): masks of these frames are doubted, of all objects or of those of `obj_ids`."""
+
+    def doubt(predictor, *frames, obj_ids=None):
+        def doubts(state, tracks, outputs, frame_idx, reverse):
+            ids = {id(track): obj_id for obj_id, track in state.objects.items()}
+            is_doubted = [obj_ids is None or ids[id(track)] in obj_ids for track in tracks]
+            return ["a test" if frame_idx in frames and each else None for each in is_doubted]
+
+        monkeypatch.setattr(predictor, "_doubts", doubts)
+
+    return doubt
+
+
+# What it is for
+
+
+def test_an_object_is_found_again_behind_a_wall(large, behind_a_wall):
+    frames, masks = behind_a_wall
+    _, results = results_of(large, frames, masks[0])
+    assert [t for t in results if results[t][1].status == "occluded"] == [*range(19, 27)]
+    assert min(overlap(results[t][1].mask, masks[t]) for t in range(29, 34)) > 0.8
+    assert {results[t][1].status for t in range(29, 34)} == {"tracked"}
+    large.guard = None
+    _, results = results_of(large, frames, masks[0])
+    assert all(results[t][1].area == 0 for t in range(28, 34))  # SAM 2 as it is does not find it
+
+
+def test_a_twin_is_suspect_and_not_remembered(large, twins):
+    frames, masks, others = twins
+    large.guard = TrackGuard(most_leap=2.5)  # lengths of 0.8 diameters: the twin is 5 to 6 of them away
+    state, results = results_of(large, frames, masks[0])
+    assert [t for t in results if results[t][1].status == "suspect"] == list(HIDDEN)
+    assert min(overlap(results[t][1].mask, others[t]) for t in HIDDEN) > 0.8  # it is shown nevertheless
+    assert [results[t][1].status for t in range(16, 24)] == ["tracked"] * 8
+    assert min(overlap(results[t][1].mask, masks[t]) for t in range(16, 24)) > 0.8
+    assert state.track(1).doubted.spans == [(10, 15)]
+    large.guard = None
+    _, results = results_of(large, frames, masks[0])
+    assert not [t for t in results if results[t][1].status == "suspect"]
+
+
+def test_a_mask_of_nearly_all_of_the_frame_is_suspect(large, twins, monkeypatch):
+    frames, masks, _ = twins
+    keep = type(large)._keep
+
+    def everywhere(self, state, output, region=None):
+        (kept,) = keep(self, state, output, region)
+        if state.features.keys() == {4}:
+            kept.pred_masks = torch.full_like(kept.pred_masks, 5.0)
+        return [kept]
+
+    monkeypatch.setattr(type(large), "_keep", everywhere)
+    state, results = results_of(large, frames[:8], masks[0])
+    assert [results[t][1].status for t in range(8)] == ["prompted", *["tracked"] * 3, "suspect", *["tracked"] * 3]
+    assert results[4][1].area == HEIGHT * WIDTH
+
+
+# Memory
+
+
+def test_nothing_doubted_is_nothing_changed(small, clip):
+    guarded = track(small, session(small, clip, [1, 2]))
+    small.guard = None
+    plain = track(small, session(small, clip, [1, 2]))
+    assert all(torch.equal(guarded[t], plain[t]) for t in plain)
+
+
+@pytest.mark.parametrize(
+    ("start", "doubted", "frame_idx", "read"),
+    [(0, (4, 5, 6), 9, [8, 7, 3, 2, 1]), (13, (7, 8, 9), 4, [5, 6, 10, 11, 12])],
+)
+def test_memory_steps_over_doubted_frames(small, clip, doubting, start, doubted, frame_idx, read):
+    doubting(small, *doubted)
+    state = session(small, clip, frame_idx=start, keep="all")
+    shown = track(small, state, reverse=start > 0)
+    assert set(doubted) <= set(shown)
+    selection = small._selection(state.track(1).bank, FrameRequest(frame_idx, 14, reverse=start > 0))
+    newest_last = [(small.num_maskmem - 1 - k, t) for k, t in enumerate(read)][: small.num_maskmem - 1][::-1]
+    assert [(each.distance, each.frame_idx) for each in selection.maps] == [(0, start), *newest_last]
+    assert [(each.distance, each.frame_idx) for each in selection.pointers[1:]] == list(enumerate(read, 1))
+
+
+def test_windows_keep_what_lies_before_the_doubted_frames(small, clip, doubting, caplog):
+    """Twenty more frames than memory reaches are doubted; maps of before them are still read."""
+    frames = list(clip.frames)
+    frames = [*frames[:10], *[frames[9]] * 20, *frames[10:]]
+    doubting(small, *range(10, 30))
+    shown = {}
+    for keep in ("window", "all"):
+        state = small.init_state(frames, keep=keep)
+        small.add_new_mask(state, 0, 1, clip.labels[0] == 1)
+        shown[keep] = track(small, state)
+        kept = [t for t, output in state.track(1).propagated.items() if output.maskmem_features is not None]
+        assert len(kept) == len(frames) - 1 if keep == "all" else len(kept) <= 3 * small.reach
+    assert all(torch.equal(shown["window"][t], shown["all"][t]) for t in shown["all"])
+    assert not caplog.records  # nothing was made again
+
+
+def test_one_objects_doubts_are_no_others(small, clip, doubting):
+    small.max_batch_objects = 2
+    plain = track(small, session(small, clip, [1, 2]))
+    doubting(small, 3, 4, obj_ids=[1])
+    shown = track(small, session(small, clip, [1, 2]))
+    small.max_batch_objects = None
+    alone = track(small, session(small, clip, [1]))
+    changed = [t for t in shown if not torch.equal(shown[t][0], plain[t][0])]
+    assert changed[0] == 4  # the first that would have read frame 3
+    assert all(torch.allclose(shown[t][1], plain[t][1], atol=1e-3) for t in shown)
+    assert all(torch.allclose(shown[t][0], alone[t][0], atol=1e-3) for t in shown)
+
+
+def test_a_batch_remembers_what_its_objects_do(small, clip, doubting):
+    doubting(small, 3, 4, 5)
+    one_by_one = track(small, session(small, clip, [1, 2]))
+    small.max_batch_objects = 2
+    together = track(small, session(small, clip, [1, 2]))
+    small.max_batch_objects = None
+    assert all(torch.allclose(one_by_one[t], together[t], atol=1e-3) for t in one_by_one)
+
+
+def test_a_correction_is_believed(small, clip, doubting):
+    doubting(small, 3, 4, 5)
+    state = session(small, clip)
+    track(small, state)
+    assert state.track(1).doubted.spans == [(3, 5)]
+    small.add_new_mask(state, 4, 1, clip.labels[4] == 1)
+    small.propagate_in_video_preflight(state)
+    assert state.track(1).doubted.spans == [(3, 3), (5, 5)]
+    assert 4 in state.track(1).bank.believed
+
+
+def test_doubts_are_forgotten_with_their_frames(small, clip, doubting):
+    doubting(small, 3, 4, 5)
+    state = session(small, clip)
+    track(small, state)
+    state.track(1).forget_propagated(4, 1)
+    assert state.track(1).doubted.spans == [(4, 4)]
+    state.track(1).forget_propagated(20, 30)
+    assert not state.track(1).doubted
+
+
+def test_steps_of_a_subclass_do_not_get_doubted_frames(clip, doubting):
+    given = []
+
+    class Own(SAM2VideoPredictor):
+        def _prepare_memory_conditioned_features(self, **kwargs):
+            given.append((kwargs["frame_idx"], sorted(kwargs["output_dict"]["non_cond_frame_outputs"])))
+            return super()._prepare_memory_conditioned_features(**kwargs)
+
+    target = f"{__name__}.Own"
+    globals()["Own"] = Own
+    predictor = build(image_size=128, hydra_overrides_extra=[f"model._target_={target}"], guard=TrackGuard())
+    predictor.skip_mad_threshold = 0
+    doubting(predictor, 3, 4)
+    track(predictor, session(predictor, clip))
+    assert dict(given)[5] == [1, 2]
+    assert dict(given)[7] == [1, 2, 5, 6]
+
+
+# Together with everything else
+
+
+@pytest.mark.parametrize(
+    "gate", [SkipOptions(0.05), SkipOptions(0.3, "memory_guided"), SkipOptions(0.3, "memory_guided", lookahead=4)]
+)
+def test_frames_skipped_after_a_doubted_one_are_doubted(small, clip, doubting, gate):
+    small.skipping = gate
+    state = session(small, clip)
+    results = {result.frame: result for result in small.propagate_results(state, progress=False)}
+    actions = {d.frame: d.action for d in state.decisions}
+    key = next(t for t in actions if actions[t] == "processed" and actions.get(t + 1) in ("reused", "warped"))
+    doubting(small, key)
+    state = session(small, clip)
+    results = {result.frame: result for result in small.propagate_results(state, progress=False)}
+    end = next(t for t in range(key + 1, 15) if actions.get(t) not in ("reused", "warped"))
+    assert state.track(1).doubted.spans == [(key, end - 1)]
+    assert {results[t][1].status for t in range(key, end)} == {"suspect"}
+    assert isinstance(state.track(1).carried.get(key + 1) or state.track(1).faded_carried[key + 1], CarriedMask)
+    known = [small._result(state, answer) for answer in _known(state, range(key, end))]
+    assert {result[1].status for result in known} == {"suspect"}
+
+
+def _known(state, frames):
+    from sam2.video_propagation import known_answer
+
+    return [known_answer(state, state.decision_of[t]) for t in frames]
+
+
+@pytest.mark.parametrize("factor", [None, 1.25])
+def test_a_stream_answers_as_the_clip_does(large, twins, factor):
+    frames, masks, _ = twins
+    large.search_factor = factor
+    _, results = results_of(large, frames, masks[0])
+    with large.stream(color="rgb") as stream:
+        stream.prompt(1, mask=masks[0])
+        for t, frame in enumerate(frames):
+            result = stream.step(frame)
+            assert np.array_equal(result[1].mask, results[t][1].mask), t
+            assert result[1].status == results[t][1].status
+
+
+def test_streams_stay_small_while_an_object_is_doubted(small, clip, doubting):
+    """... for thousands of frames; here for some hundred, on frames of noise."""
+    doubting(small, *range(6, 300))
+    noise = np.random.default_rng(0)
+    with small.stream(color="rgb") as stream:
+        stream.prompt(1, mask=clip.labels[0] == 1)
+        sizes = []
+        for t in range(120):
+            stream.step(clip.frames[t] if t < 6 else noise.integers(0, 255, (96, 128, 3), np.uint8))
+            known = stream.state.track(1)
+            stores = (known.propagated, known.faded, known.carried, known.faded_carried, known.tracked)
+            sizes.append(sum(map(len, stores)))
+        assert sizes[60] == sizes[119]
+        assert [t for t in known.bank.believed if t > 0] == [1, 2, 3, 4, 5]
+        assert all(known.propagated[t].maskmem_features is not None for t in range(1, 6))
+        assert known.doubted.spans == [(6, 119)]
+
+
+def test_it_goes_on_after_saving(small, clip, doubting, tmp_path):
+    doubting(small, 3, 4, 5)
+    whole = track(small, session(small, clip))
+    state = session(small, clip)
+    for t, _, _ in small.propagate_in_video(state, progress=False):
+        if t == 6:
+            break
+    small.save(state, tmp_path / "half.pt")
+    loaded = small.load(tmp_path / "half.pt", list(clip.frames))
+    assert loaded.track(1).doubted.spans == [(3, 5)]
+    rest = track(small, loaded, start_frame_idx=7)
+    assert all(torch.equal(rest[t], whole[t]) for t in range(7, 14))
+    other = copy.deepcopy(loaded)
+    other.track(1).doubted.add(9)
+    assert 9 not in loaded.track(1).doubted
+
+
+def test_a_region_does_not_follow_a_doubted_mask(large, twins):
+    frames, masks, _ = twins
+    large.search_factor = 1.25
+    state, results = results_of(large, frames, masks[0], keep="all")
+    doubted = [t for t in results if t in state.track(1).doubted]
+    assert doubted
+    widths = [state.track(1).region(t).width for t in doubted]
+    assert all(a < b for a, b in itertools.pairwise(widths[1:])) or widths[-1] == HEIGHT
+    assert overlap(results[23][1].mask, masks[23]) > 0.8
+
+
+# Cuts
+
+
+def test_a_cut_is_on_record_and_forgets_places(large, twins):
+    """The object is elsewhere in the new scene, where it may be."""
+    frames, masks, _ = twins
+    far = disc(330, 150)
+    other = (backdrop(2) * (1, 0.5, 0.2)).astype(np.uint8)
+    other[far] = COLOUR
+    joined = [*frames[:6], *[other] * 4]
+    state, results = results_of(large, joined, masks[0])
+    assert [t for t in results if results[t].scene_cut] == [6]
+    assert [d.frame for d in state.decisions if d.scene_cut] == [6]
+    found = results[6][1]
+    assert overlap(found.mask, far) > 0.5  # else there is nothing to see here
+    assert found.status == "tracked"
+    assert state.decision_table().splitlines()[7].endswith("scene cut")
+    large.guard = TrackGuard(cut_distance=1)
+    state, results = results_of(large, joined, masks[0])
+    assert not any(results[t].scene_cut for t in results)
+    assert results[6][1].status == "suspect"
+
+
+@pytest.mark.parametrize("gate", [SkipOptions(1e6), SkipOptions(50, "memory_guided", lookahead=6)])
+def test_a_scene_begins_with_a_key_frame_that_says_nothing_of_frames_before(small, clip, gate):
+    """Gates that would skip all: the frames before the cut have the masks of their own key frame."""
+    small.skipping = gate
+    frames = [*clip.frames[:5], *(255 - frame for frame in clip.frames[5:10])]
+    state = small.init_state(frames)
+    small.add_new_mask(state, 0, 1, clip.labels[0] == 1)
+    shown = track(small, state)
+    actions = {d.frame: (d.action, d.reason) for d in state.decisions}
+    assert actions[5] == ("processed", "scene cut")
+    assert {actions[t][0] for t in range(1, 5)} == {"warped" if gate.lookahead else "reused"}
+    state = small.init_state(frames[:5])
+    small.add_new_mask(state, 0, 1, clip.labels[0] == 1)
+    small.skipping = SkipOptions(gate.threshold, gate.strategy)
+    before = track(small, state)
+    assert all(torch.allclose(shown[t], before[t]) for t in range(5))
+
+
+def test_a_run_that_goes_on_notices_a_cut_on_its_first_frame(small, clip):
+    frames = [*clip.frames[:5], *(255 - frame for frame in clip.frames[5:10])]
+    state = small.init_state(frames)
+    small.add_new_mask(state, 0, 1, clip.labels[0] == 1)
+    track(small, state, max_frame_num_to_track=4)
+    track(small, state, start_frame_idx=5)
+    assert [d.frame for d in state.decisions if d.scene_cut] == [5]
+    back = track(small, state, start_frame_idx=9, reverse=True)
+    assert set(back) == set(range(10))
+    assert [d.frame for d in state.decisions if d.scene_cut] == [4]  # backwards the other scene begins there
+
+
+def test_a_new_scene_is_searched_everywhere(small, clip):
+    small.search_factor = 1.25
+    frames = [*clip.frames[:5], *(255 - frame for frame in clip.frames[5:10])]
+    state = small.init_state(frames, keep="all")
+    small.add_new_mask(state, 0, 1, clip.labels[0] == 1)
+    track(small, state)
+    region = state.track(1).region
+    assert region(4).width < 128
+    assert (region(5).width, region(5).height) == (128, 96)
+
+
+# Around it
+
+
+def test_results_keep_it(large, twins, tmp_path):
+    frames, masks, _ = twins
+    large.guard = TrackGuard(most_leap=2.5)
+    _, results = results_of(large, frames[:14], masks[0])
+    collected = VideoResults.collect(results.values())
+    collected.save(tmp_path / "all.json", "json")
+    loaded = VideoResults.load(tmp_path / "all.json")
+    assert [loaded[t][1].status for t in loaded] == [results[t][1].status for t in results]
+    text = (tmp_path / "all.json").read_text().replace(', "scene_cut": false', "")
+    assert "scene_cut" not in text
+    (tmp_path / "old.json").write_text(text)  # as it was before there were cuts
+    assert VideoResults.load(tmp_path / "old.json")[3].scene_cut is False
+
+
+def test_builders_take_a_guard():
+    guard = TrackGuard(most_leap=2)
+    assert build(guard=guard).guard == guard
+    overrides = ["++model.guard._target_=sam2.track_guard.TrackGuard", "++model.guard.most_growth=5"]
+    assert build(hydra_overrides_extra=overrides).guard == TrackGuard(most_growth=5)
+    assert build(hydra_overrides_extra=overrides, guard=guard).guard == guard
+    assert build().guard is None
+    with pytest.raises(TypeError, match="guard must be a TrackGuard, or None for none, got True"):
+        build(guard=True)
