@@ -169,12 +169,12 @@ class Model(NamedTuple):
 
 def measure(clip: Clip, model: Model, names: Sequence[str]) -> list[Row]:
     """The methods of these names on one clip."""
-    predictor = _predictor(model)
+    predictor = predictor_of(model)
     return [row_of(clip, WITHOUT_NETWORK.get(name, name), method(name, predictor)(clip)) for name in names]
 
 
 @functools.lru_cache(maxsize=2)  # the model and the other weights
-def _predictor(model: Model) -> Any:
+def predictor_of(model: Model) -> Any:
     """The predictor of this process, without skipping."""
     torch.set_num_threads(model.threads)
     cv2.setNumThreads(model.threads)
@@ -223,7 +223,7 @@ def measure_sequence(root: DavisRoot, name: str, model: Model, names: Sequence[s
 
 def frames_per_second(clip: Clip, model: Model, repeats: int) -> float:
     """Median speed of tracking the clip's first object alone from opening to the last label map."""
-    predictor = _predictor(model)
+    predictor = predictor_of(model)
     obj_id = clip.obj_ids[0]
     alone = clip._replace(labels=[np.where(labels == obj_id, labels, np.uint8(0)) for labels in clip.labels])
     tracked(predictor, "mask", alone._replace(frames=alone.frames[:3], labels=alone.labels[:3]))  # kernels are chosen
@@ -281,7 +281,7 @@ def draw_picture(clips: Sequence[Clip], model: Model) -> Image.Image:
     """Frames of each clip with the masks that were found after a mask on the first frame, a row per clip."""
     rows = []
     for clip in clips:
-        shown, pictures = tracked(_predictor(model), "mask", clip), list(clip.pictures())
+        shown, pictures = tracked(predictor_of(model), "mask", clip), list(clip.pictures())
         tiles = []
         for t in np.linspace(0, len(shown) - 1, PICTURE_COLUMNS).round().astype(int):
             tile = Image.fromarray(overlay(pictures[t], shown[t]))
@@ -304,7 +304,7 @@ def run(args: argparse.Namespace) -> list[Row]:
         other = model._replace(config=args.config or EMBEDDED.config_file, checkpoint=args.beside)
         asked.append((other, prompts, True))
     for each, _, _ in asked:
-        _predictor(each)  # weights that cannot be loaded are reported before anything is measured
+        predictor_of(each)  # weights that cannot be loaded are reported before anything is measured
     on_clips = [functools.partial(measure_sequence, root, name) for name in names if root is not None]
     on_clips += [functools.partial(measure_drawn, number, drawn) for number in range(args.clips)]
     rows: list[Row] = []

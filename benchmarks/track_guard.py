@@ -32,8 +32,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from embedded_model import Clip, Drawn, Model, _predictor, draw, read
-
+from benchmarks.embedded_model import Clip, Drawn, Model, draw, predictor_of, read
 from sam2.command_line import Parser, check_model_options, exit_code
 from sam2.results import FrameResult
 from sam2.track_guard import TrackGuard
@@ -129,7 +128,7 @@ def count_masks(clip: Clip, results: Sequence[FrameResult]) -> Masks:
 
 def measure(clip: Clip, model: Model) -> Outcome:
     """One clip in all four ways."""
-    predictor, covered, start = _predictor(model), hide(clip), hidden_frames(clip)[-1]
+    predictor, covered, start = predictor_of(model), hide(clip), hidden_frames(clip)[-1]
     guarded = track(predictor, covered, TrackGuard())
     return Outcome(
         clip.name,
@@ -199,7 +198,7 @@ def draw_picture(clip: Clip, model: Model) -> Image.Image:
     frames = np.linspace(hidden[0] - 2, len(clip.labels) - 1, PICTURE_COLUMNS).round().astype(int)
     rows = []
     for guard in (None, TrackGuard()):
-        results, pictures = track(_predictor(model), covered, guard), list(covered.pictures())
+        results, pictures = track(predictor_of(model), covered, guard), list(covered.pictures())
         tiles = [Image.fromarray(overlay(pictures[t], results[t].label_map())) for t in frames]
         size = (PICTURE_WIDTH, round(PICTURE_WIDTH * tiles[0].height / tiles[0].width))
         rows.append(np.concatenate([np.asarray(tile.resize(size, Image.Resampling.LANCZOS)) for tile in tiles], axis=1))
@@ -212,7 +211,7 @@ def run(args: argparse.Namespace) -> list[Outcome]:
     root = None if args.davis_root is None else DavisRoot.open(args.davis_root)
     names = [] if root is None else root.sequences(args.split)
     drawn = Drawn(args.first, args.clips, args.frames, args.difficulty)
-    _predictor(model)  # weights that cannot be loaded are reported before anything is measured
+    predictor_of(model)  # weights that cannot be loaded are reported before anything is measured
     jobs = [functools.partial(measure_sequence, root, name, model) for name in names if root is not None]
     jobs += [functools.partial(measure_drawn, number, drawn, model) for number in range(args.clips)]
     with ProcessPoolExecutor(args.processes, mp_context=multiprocessing.get_context("spawn")) as pool:

@@ -22,6 +22,7 @@ from benchmarks.embedded_model import (
     table,
 )
 from sam2.build_sam import EMBEDDED, build_sam2_video_predictor, packaged_file
+from sam2.track_guard import TrackGuard
 from sam2.utils.davis import DavisRoot
 from sam2.utils.drawn_clips import DrawnClip, draw_clip, random_clip, write_davis_layout
 
@@ -48,7 +49,7 @@ def in_this_process(monkeypatch):
     predictor = build_sam2_video_predictor(device="cpu", hydra_overrides_extra=["++model.image_size=64"])
     predictor.skip_mad_threshold = 0
     monkeypatch.setattr(embedded_model, "ProcessPoolExecutor", Here)
-    monkeypatch.setattr(embedded_model, "_predictor", lambda model: predictor)
+    monkeypatch.setattr(embedded_model, "predictor_of", lambda model: predictor)
     monkeypatch.setattr(embedded_model, "DRAWN_SIZE", (96, 128))
 
 
@@ -74,8 +75,9 @@ def test_every_method_is_measured_on_the_folder_and_on_drawn_clips(root, tmp_pat
 
 
 def test_the_model_is_built_as_the_command_line_says():
-    predictor = embedded_model._predictor(embedded_model.Model(None, None, "float32", 1, 96, 1.5))
+    predictor = embedded_model.predictor_of(embedded_model.Model(None, None, "float32", 1, 96, 1.5, TrackGuard()))
     assert (predictor.image_size, predictor.search_factor, predictor.skip_mad_threshold) == (96, 1.5, 0)
+    assert predictor.guard == TrackGuard()
 
 
 def test_the_options_of_the_command_line_reach_the_model(monkeypatch):
@@ -85,9 +87,11 @@ def test_the_options_of_the_command_line_reach_the_model(monkeypatch):
         asked.append(model)
         raise RuntimeError("enough")
 
-    monkeypatch.setattr(embedded_model, "_predictor", stop)
+    monkeypatch.setattr(embedded_model, "predictor_of", stop)
     assert main(["--search-factor", "1.5", "--image-size", "96", "--dtype", "bfloat16"]) == 2
-    assert asked == [embedded_model.Model(None, None, "bfloat16", 1, 96, 1.5)]
+    assert main(["--guard"]) == 2
+    model = embedded_model.Model(None, None, "bfloat16", 1, 96, 1.5)
+    assert asked == [model, embedded_model.Model(None, None, "float32", 1, guard=TrackGuard())]
 
 
 @pytest.mark.usefixtures("in_this_process")
@@ -145,7 +149,7 @@ def test_other_weights_are_measured_on_the_same_clips_and_the_difference_has_an_
     worse = {name: value * 0.9 for name, value in weights["model"].items()}
     torch.save({"model": worse}, tmp_path / "worse.pt")
     monkeypatch.setattr(embedded_model, "ProcessPoolExecutor", Here)
-    monkeypatch.setattr(embedded_model, "_predictor", predictor_of)
+    monkeypatch.setattr(embedded_model, "predictor_of", predictor_of)
     monkeypatch.setattr(embedded_model, "DRAWN_SIZE", (96, 128))
     figures = tmp_path / "figures.json"
     options = ["--first", "5", "--clips", "2", "--frames", "4", "--repeats", "1", "--methods", "copied", "mask"]

@@ -21,6 +21,7 @@ import run_mgfs_davis
 from sam2 import build_sam, vos_runs
 from sam2.frame_skipping import FrameDecision, SkipOptions
 from sam2.modeling.outputs import FrameOutput
+from sam2.track_guard import TrackGuard
 from sam2.utils.davis import read_label_map
 from sam2.utils.drawn_clips import draw_clip, write_davis_layout
 from sam2.utils.vos_metrics import score_label_maps
@@ -173,6 +174,22 @@ def test_the_search_factor_of_the_command_line_reaches_the_network_and_the_recor
     assert run(stills, tmp_path, *plain, "--search-factor", "1.5") == 0
     assert read_json(tmp_path, "s3", "sequence.json")["settings"]["search_factor"] == 1.5
     assert (tmp_path / "s3" / "00002.png").read_bytes() != everywhere
+
+
+def test_the_guard_of_the_command_line_reaches_the_network_and_the_record(stills, tmp_path, monkeypatch, capsys):
+    build, guards = build_sam.build_sam2_video_predictor, []
+    monkeypatch.setattr(
+        build_sam, "build_sam2_video_predictor",
+        lambda *args, **options: guards.append((predictor := build(*args, **options)).guard) or predictor,
+    )  # fmt: skip
+    plain = ["--sequences", "s3", "--image-size", "96"]
+    assert run(stills, tmp_path, *plain) == 0
+    assert "guard" not in read_json(tmp_path, "s3", "sequence.json")["settings"]
+    assert run(stills, tmp_path, *plain, "--guard", "--resume") == 2
+    assert "guard" in capsys.readouterr().err  # results of other settings are not mixed
+    assert run(stills, tmp_path, *plain, "--guard") == 0
+    assert read_json(tmp_path, "s3", "sequence.json")["settings"]["guard"]["most_leap"] == 1.5
+    assert guards == [None, TrackGuard()]
 
 
 def test_a_search_factor_that_is_none_is_one_error(stills, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """The tracking command: videos and prompts in, results of each video out."""
 
+import dataclasses
 import io
 import json
 import shutil
@@ -13,6 +14,7 @@ from tracked_videos import LENGTHS, files_of, label_maps, read_json, run
 from sam2 import exports, track, vos_runs
 from sam2.command_line import exit_code
 from sam2.frame_skipping import SkipOptions
+from sam2.track_guard import TrackGuard
 from sam2.utils.davis import merge_masks, read_label_map, write_label_map
 from sam2.utils.drawn_clips import draw_clip
 from sam2.utils.video_io import VideoWriter
@@ -122,6 +124,18 @@ def test_the_network_is_built_with_the_search_factor_of_the_command_line():
 def test_the_search_factor_is_on_record(videos, built, tmp_path):
     assert run(videos, tmp_path, "--search-factor", "1.5", names=["two"]) == 0
     assert read_json(tmp_path, "two", "sequence.json")["settings"]["search_factor"] == 1.5
+
+
+def test_the_network_is_built_with_a_guard_if_the_command_line_says_so():
+    plain = ["clip.mp4", "--point", "1,2", "--output", "out", "--image-size", "96"]
+    built = [track.build(track.parse(args), torch.device("cpu")) for args in (plain, [*plain, "--guard"])]
+    assert [predictor.guard for predictor in built] == [None, TrackGuard()]
+
+
+def test_the_guard_is_on_record(videos, built, tmp_path):
+    assert run(videos, tmp_path, "--guard", names=["two"]) == 0
+    settings = read_json(tmp_path, "two", "sequence.json")["settings"]
+    assert settings["guard"] == dataclasses.asdict(TrackGuard())
 
 
 # Failures

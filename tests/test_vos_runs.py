@@ -12,6 +12,7 @@ from PIL import Image
 from sam2.build_sam import EMBEDDED, build_sam2_video_predictor, packaged_file
 from sam2.frame_skipping import SkipOptions
 from sam2.modeling import precision
+from sam2.track_guard import TrackGuard
 from sam2.utils.drawn_clips import draw_clip, write_davis_layout
 from sam2.vos_runs import (
     ModelFiles,
@@ -139,6 +140,16 @@ def test_a_search_factor_of_the_config_or_ones_own_is_checked_and_on_record(tmp_
     assert ModelFiles.find(str(config), None, search_factor=1.5).search_factor == 1.5
     with pytest.raises(ValueError, match="search_factor must be a number of 1 or more, or None, got 0"):
         ModelFiles.find(str(config), None, search_factor=0)
+
+
+def test_a_guard_of_the_config_or_ones_own_is_on_record(tmp_path):
+    config = tmp_path / "guarded.yaml"
+    config.write_text("model: {image_size: 512, guard: {_target_: sam2.track_guard.TrackGuard, most_leap: 2}}")
+    plain, model = ModelFiles.find(None, None), ModelFiles.find(str(config), None)
+    assert "guard" not in plain.settings(plain.skipping, "float32", CPU)
+    assert model.settings(model.skipping, "float32", CPU)["guard"]["most_leap"] == 2
+    own = TrackGuard(most_growth=3)
+    assert ModelFiles.find(str(config), None, guard=own).guard == own
 
 
 def test_an_image_size_of_ones_own_is_checked_and_on_record(tmp_path):
