@@ -119,7 +119,7 @@ def run(args: argparse.Namespace, wanted: Sequence[Case] = ()) -> Outcome:
     model = ModelFiles.find(args.config, args.checkpoint, args.image_size, args.search_factor, guard_of(args))
     wanted = wanted or cases(args, model)
     if args.plan:
-        check_plannable([case.options for case in wanted])
+        check_plannable([case.options for case in wanted], model)
     device = torch.device("cpu") if args.plan else rank.device(args.device)
     make_folder = functools.partial(
         RunFolder, device=device_name(device), is_plan=args.plan, token=run_token(os.environ, rank), resume=args.resume

@@ -42,6 +42,7 @@ from sam2.utils.video_io import overlay
 from sam2.utils.vos_metrics import score_label_maps
 
 GREY, MARGIN = 128, 0.1  # of the box that hides an object; how much longer it is on each side
+LEAST_FRAMES = 9
 PICTURE_WIDTH, PICTURE_COLUMNS = 320, 6
 
 
@@ -144,7 +145,8 @@ def measure(clip: Clip, model: Model) -> Outcome:
 def colour_changes(clip: Clip) -> Changes:
     """The clip's own."""
     pictures, watch = list(clip.pictures()), ColourWatch()
-    return Changes([watch.change(t, picture) for t, picture in enumerate(pictures)], pictures[0], pictures[-1])
+    changes = [watch.change(t, picture) for t, picture in enumerate(pictures)]
+    return Changes(changes[1:], pictures[0], pictures[-1])  # the first frame has none before it
 
 
 def measure_drawn(number: int, clips: Drawn, model: Model) -> tuple[Outcome, Changes]:
@@ -156,6 +158,8 @@ def measure_drawn(number: int, clips: Drawn, model: Model) -> tuple[Outcome, Cha
 def measure_sequence(root: DavisRoot, name: str, model: Model) -> tuple[Outcome, Changes]:
     """A sequence of a folder."""
     clip = read(root, name)
+    if len(clip.labels) < LEAST_FRAMES:
+        raise ValueError(f"{name}: it has {len(clip.labels)} frames, {LEAST_FRAMES} are needed to hide objects on some")
     return measure(clip, model), colour_changes(clip)
 
 
@@ -165,9 +169,10 @@ def table(outcomes: Sequence[Outcome]) -> str:
     for each in (each for each in outcomes if not each.is_drawn):
         lines.append(_line(each.clip, [each.plain, each.plain_guarded, each.hidden, each.hidden_guarded]))
     drawn = [(e.plain, e.plain_guarded, e.hidden, e.hidden_guarded) for e in outcomes if e.is_drawn]
-    if len(drawn) > 1:
+    if drawn:
         figures = np.array(drawn)
         lines.append(_line(f"{len(drawn)} drawn", figures.mean(axis=0)))
+    if len(drawn) > 1:
         gains = figures[:, 1::2] - figures[:, ::2]
         errors = gains.std(axis=0, ddof=1) / np.sqrt(len(drawn))
         plain, hidden = (f"{gain:+.3f} ({error:.3f})" for gain, error in zip(gains.mean(axis=0), errors, strict=True))
@@ -244,8 +249,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--json", type=Path, help="where the figures go")
     add("--picture", type=Path, help="a clip with hidden objects, without a guard and with one")
     args = parser.parse_args(argv)
-    if args.clips < 0 or args.frames < 9 or args.processes < 1:
-        parser.error("--clips must be 0 or more, --frames 9 or more, --processes 1 or more")
+    if args.clips < 0 or args.frames < LEAST_FRAMES or args.processes < 1:
+        parser.error(f"--clips must be 0 or more, --frames {LEAST_FRAMES} or more, --processes 1 or more")
     if args.clips == 0 and args.davis_root is None:
         parser.error("nothing to measure: give --davis_root or --clips")
     check_model_options(parser, args)

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from sam2.frame_skipping import FrameDecision, RecordedMasks, SkipOptions, play_through, skip_rate
+from sam2.modeling.frame_spans import FrameSpans
 from sam2.modeling.outputs import FrameOutput
 from sam2.modeling.sam2_base import keep_highest_object
 from sam2.utils.change_detection import GateFrame, KeyFrame, check_count, check_threshold
@@ -148,13 +149,16 @@ def _private_copy(state: VideoState) -> VideoState:
     It keeps all it finds, for the slice is played through with it.
     """
     tracks = {obj_id: _copy_track(track) for obj_id, track in state.objects.items()}
-    return dataclasses.replace(state, objects=tracks, features={}, decision_of={}, paused=None, keep="all")
+    own = {"objects": tracks, "features": {}, "decision_of": {}, "scene_cuts": list(state.scene_cuts)}
+    return dataclasses.replace(state, **own, paused=None, keep="all")
 
 
 def _copy_track(track: ObjectTrack) -> ObjectTrack:
     stores = {name: store for name, store in vars(track).items() if isinstance(store, dict)}
     return dataclasses.replace(
-        track, **{name: {t: _copy_entry(entry) for t, entry in store.items()} for name, store in stores.items()}
+        track,
+        doubted=FrameSpans(track.doubted.spans),
+        **{name: {t: _copy_entry(entry) for t, entry in store.items()} for name, store in stores.items()},
     )
 
 

@@ -109,7 +109,6 @@ class FrameDecision(NamedTuple):
     change: float  # in the unit of the strategy's threshold; 0 where nothing was measured
     reason: str
     seconds: float  # spent on this frame
-    scene_cut: bool = False  # a new scene begins with it, where that is looked for: see `sam2.track_guard`
 
 
 class Answered(NamedTuple):
@@ -136,7 +135,8 @@ class MaskSource(Protocol):
         ...
 
     def begins_scene(self, frame_idx: int) -> bool:
-        """Whether the video cuts to another scene with this frame; asked once of each, in order."""
+        """Whether the video cuts to another scene with this frame. Asked of each in order, where no edit makes the loop
+        go over some of them again."""
         ...
 
     def process(self, frame_idx: int) -> None:
@@ -188,7 +188,7 @@ def gated_frames(
         decided = time.perf_counter()
         answers = gate.remember(source.key_frame(frame_idx, frame), new_scene=is_cut)
         share = (time.perf_counter() - decided) / max(len(waiting), 1)
-        record = _record(frame_idx, decision, start, is_cut)
+        record = _record(frame_idx, decision, start)
         for i, (skipped, logits) in enumerate(zip(waiting, answers, strict=True), 1):
             record = record._replace(seconds=record.seconds - share)
             yield Answered(skipped._replace(seconds=skipped.seconds + share), logits)
@@ -210,10 +210,8 @@ def all_frames(order: Sequence[int], source: MaskSource) -> Iterator[Answered]:
         if source.is_over():
             return
         action = "prompted" if source.is_prompted(frame_idx) else "processed"
-        is_cut = source.begins_scene(frame_idx)
         source.process(frame_idx)
-        decision = Decision(action, 0.0, "scene cut" if is_cut else "skipping is off")
-        yield Answered(_record(frame_idx, decision, start, is_cut), None)
+        yield Answered(_record(frame_idx, Decision(action, 0.0, "skipping is off"), start), None)
 
 
 class RecordedMasks:
@@ -275,9 +273,9 @@ def _decide(gate: SkipGate, source: MaskSource, frame_idx: int, frame: GateFrame
     return Decision("processed", measured.change, "scene cut") if is_cut else measured
 
 
-def _record(frame_idx: int, decision: Decision, start: float, is_cut: bool = False) -> FrameDecision:
+def _record(frame_idx: int, decision: Decision, start: float) -> FrameDecision:
     change = float(decision.change)  # a policy may have measured it in NumPy or torch, which no JSON takes
-    return FrameDecision(frame_idx, decision.action, change, decision.reason, time.perf_counter() - start, is_cut)
+    return FrameDecision(frame_idx, decision.action, change, decision.reason, time.perf_counter() - start)
 
 
 def decision_table(decisions: Iterable[FrameDecision]) -> str:

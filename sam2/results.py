@@ -73,21 +73,19 @@ class FrameResult(Mapping[Hashable, ObjectResult]):
         owner: (H, W) integers: which of `objects` a pixel shows, counted from 1, 0 for none. Where masks overlap it is
             the object with the highest logit, and the first of equals.
         decision: what was done with the frame, and why.
+        scene_cut: whether another scene begins with the frame, in the order the frames were tracked, if the predictor's
+            guard looked for it.
     """
 
     objects: tuple[ObjectResult, ...]
     owner: np.ndarray
     decision: FrameDecision
+    scene_cut: bool = False
 
     @property
     def frame(self) -> int:
         """Index of the frame, from 0."""
         return self.decision.frame
-
-    @property
-    def scene_cut(self) -> bool:
-        """Whether a new scene begins with this frame, if the predictor's guard looked for it."""
-        return self.decision.scene_cut
 
     @property
     def obj_ids(self) -> list[Hashable]:
@@ -154,6 +152,7 @@ def frame_result(
     predicted_ious: Tensor | np.ndarray | Sequence[float],
     *,
     statuses: Sequence[Status | None] | None = None,
+    scene_cut: bool = False,
 ) -> FrameResult:
     """Make a frame's result of what the network answered. All objects are measured at once and copied at once.
 
@@ -166,6 +165,7 @@ def frame_result(
         predicted_ious: N numbers of any shape.
         statuses: how each object came by its mask; None for one that has no result on this frame and is left out. By
             default what was done with the frame holds for all of them.
+        scene_cut: as of `FrameResult`.
 
     Raises:
         ValueError: not one mask, score, predicted IoU and status per object.
@@ -200,7 +200,7 @@ def frame_result(
                 "occluded" if is_hidden else status,
             )
         )  # fmt: skip
-    return FrameResult(tuple(objects), measured.owner, decision)
+    return FrameResult(tuple(objects), measured.owner, decision, scene_cut)
 
 
 class _Measured(NamedTuple):

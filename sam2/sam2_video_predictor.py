@@ -506,7 +506,7 @@ class SAM2VideoPredictor(UpstreamHooks):
     def _result(self, state: VideoState, answer: FrameAnswer) -> FrameResult:
         return frame_result(
             answer.decision, answer.obj_ids, self._at_video_size(state, answer), stack_numbers(answer.object_scores),
-            stack_numbers(answer.predicted_ious), statuses=answer.statuses,
+            stack_numbers(answer.predicted_ious), statuses=answer.statuses, scene_cut=answer.scene_cut,
         )  # fmt: skip
 
     def _separate(self, masks: Tensor) -> Tensor:

@@ -45,7 +45,8 @@ def save_state(predictor: SAM2VideoPredictor, state: VideoState, path: StrPath) 
         "format": FORMAT, "version": VERSION, "model": _model(predictor), "video": _video(state), "keep": state.keep,
         "corrections": state.corrections, "search_factor": state.search_factor,
         "memory_position": _on_cpu(state.memory_position),
-        "decisions": [tuple(d._replace(change=float(d.change), seconds=float(d.seconds))) for d in state.decisions],
+        "decisions": [(d.frame, d.action, float(d.change), d.reason, float(d.seconds)) for d in state.decisions],
+        "scene_cuts": list(state.scene_cuts),
         "objects": [(_plain_id(obj_id), _track(track)) for obj_id, track in state.objects.items()],
         "paused": None if state.paused is None else _paused(state.paused),
     }  # fmt: skip
@@ -68,6 +69,7 @@ def load_state(predictor: SAM2VideoPredictor, path: StrPath, video: Any, **optio
             state.objects[obj_id] = _restore_track(state, stored)
         for decision in content["decisions"]:
             state.record(FrameDecision(*decision))
+        state.scene_cuts = list(content.get("scene_cuts", ()))
         if content["paused"] is not None:
             state.paused = _restore_paused(content["paused"])
     except BaseException:

@@ -39,7 +39,7 @@ class FrameView(MutableMapping[int, Any]):
         stores: where it lies; a frame is in one of them at most.
         read: from a frame index and what is stored to what is shown.
         write: takes a frame index and what is given for it.
-        changed: called after a frame was written or deleted.
+        changed: called with a frame's index after it was written or deleted.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class FrameView(MutableMapping[int, Any]):
         *stores: MutableMapping[int, Any],
         read: Callable[[int, Any], Any] = lambda _, stored: stored,
         write: Callable[[int, Any], None],
-        changed: Callable[[], None] = lambda: None,
+        changed: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._stores, self._read, self._write, self._changed = stores, read, write, changed
 
@@ -56,11 +56,11 @@ class FrameView(MutableMapping[int, Any]):
 
     def __setitem__(self, frame_idx: int, value: Any) -> None:
         self._write(frame_idx, value)
-        self._changed()
+        self._changed(frame_idx)
 
     def __delitem__(self, frame_idx: int) -> None:
         del self._store_of(frame_idx)[frame_idx]
-        self._changed()
+        self._changed(frame_idx)
 
     def __contains__(self, frame_idx: object) -> bool:
         return any(frame_idx in store for store in self._stores)
@@ -111,11 +111,11 @@ def _outputs(state: VideoState, track: ObjectTrack) -> Shown:
 
     return Shown(
         cond_frame_outputs=FrameView(
-            track.prompted, write=lambda t, value: write(t, value, True), changed=state.note_edit
+            track.prompted, write=lambda t, value: write(t, value, True), changed=lambda _: state.note_edit()
         ),
         non_cond_frame_outputs=FrameView(
             track.propagated, track.faded, track.carried, track.faded_carried,
-            write=lambda t, value: write(t, value, False),
+            write=lambda t, value: write(t, value, False), changed=track.doubted.discard,
         ),
     )  # fmt: skip
 

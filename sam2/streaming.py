@@ -253,6 +253,7 @@ class VideoStream:
             if limit > 0:
                 for t in [t for t in sorted(track.prompted)[:-limit] if t < oldest]:
                     del track.prompted[t]
+        del self.state.scene_cuts[:-1]  # what was before the last scene is never compared with what comes
         for t in [t for t in self.state.decision_of if t < oldest]:
             del self.state.decision_of[t]
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -41,7 +42,7 @@ class Look(NamedTuple):
 
 @dataclass(frozen=True)
 class TrackGuard:
-    """When a mask is not believed. An option that makes no sense is a ValueError or TypeError when it is set.
+    """When a mask is not believed. An option that makes no sense is a ValueError when it is set.
 
     Size and place are compared with those of the last frame that was believed. What may have happened since grows with
     the root of the time, as it does where nothing is known of a motion: an object that stays where it leapt to, or as
@@ -53,15 +54,15 @@ class TrackGuard:
         most_growth: how many times as large as one frame before the object may be; math.inf for any.
         most_leap: how far from where it was one frame before its centre may be, in lengths of the object, on the frame
             it is the longer on; math.inf for any.
-        cut_distance: a frame that shares less than 1 - `cut_distance` of its colours with the one before begins a new
-            scene (`colour_distance`), where objects may have any place and size; 1 for no cuts.
+        cut_distance: a frame of whose colours the one before lacks more than this share (`colour_distance`) begins a
+            new scene, where objects may have any place and size; 1 for no cuts.
     """
 
     least_object_score: float = 0.5
     least_predicted_iou: float = 0.3
     most_growth: float = 10.0
     most_leap: float = 1.5
-    cut_distance: float = 0.5
+    cut_distance: float = 0.4
 
     def __post_init__(self) -> None:
         for name in ("least_object_score", "least_predicted_iou", "cut_distance"):
@@ -143,6 +144,7 @@ def _moments(counts: Tensor, scale: float) -> tuple[float, float]:
 
 def _check(guard: TrackGuard, name: str, expected: str, is_fine: Callable[[float], bool]) -> None:
     value = getattr(guard, name)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or math.isnan(value) or not is_fine(value):
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if math.isnan(number) or not is_fine(number):
         raise ValueError(f"{name} must be {expected}, got {value!r}")
+    object.__setattr__(guard, name, number)  # NumPy's own numbers can be written to no JSON

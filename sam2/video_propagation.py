@@ -40,6 +40,7 @@ class FrameAnswer(NamedTuple):
     object_scores: list[Tensor]  # N of (1, 1), logits, above 0 where the object is in the frame
     predicted_ious: list[Tensor]  # N of (1, 1)
     statuses: list[Status | None]  # N; None where an object has no result
+    scene_cut: bool  # another scene begins with the frame, in the direction of the run
 
 
 class ObjectAnswer(NamedTuple):
@@ -146,8 +147,8 @@ class TrackingRun:
         self._shown = self._next = nothing  # the frame processed last that was shown, and the one processed last
         self._found: list[FrameOutput] = []  # on the latter
         self._looks_ahead = False
-        self._colours = ColourWatch()
-        self._last_cut = -1  # the frame that a scene was last found to begin with
+        self._doubts: list[str | None] = []  # of the same, why they are not believed
+        self._colours = ColourWatch(reverse)
 
     def frames(self, order: Sequence[int], options: SkipOptions) -> Iterator[FrameAnswer]:
         """Decide on the frames one by one, process or skip them, and put it on record.
@@ -219,9 +220,14 @@ class TrackingRun:
         since = ((t, self.state.gate_frame(t)) for t in range(key + step, order[0], step))
         gate.resume(paused.memo, self.state.gate_frame(key), since)
 
+    def _is_cut(self, frame_idx: int) -> bool:
+        """Whether another scene begins with a frame, in the direction of the run."""
+        return frame_idx + self.reverse in self.state.scene_cuts
+
     def _look_at_frame_before(self, order: Sequence[int]) -> None:
         """Where a run goes on after another, its first frame may begin a scene too."""
-        if self.tracker.guard is None or len(order) == 0 or self.state.is_live:
+        guard = self.tracker.guard
+        if guard is None or not guard.finds_cuts or len(order) == 0 or self.state.is_live:
             return
         before = order[0] + (1 if self.reverse else -1)
         if before in self.state.decision_of and self.state.frames.has(before):
@@ -246,8 +252,7 @@ class TrackingRun:
         if guard is None or not guard.finds_cuts:
             return False
         is_cut = self._colours.change(frame_idx, self.state.frames.frame(frame_idx)) > guard.cut_distance
-        if is_cut:
-            self._last_cut = frame_idx
+        self.state.note_scene(frame_idx + self.reverse, is_cut)
         return is_cut
 
     def process(self, frame_idx: int) -> None:
@@ -255,12 +260,15 @@ class TrackingRun:
         # With look-ahead the frames since the last key frame are yet to be shown.
         since = self._shown.frame_idx if self._looks_ahead and self._shown.frame_idx >= 0 else None
         self._found = self.tracker._track_frame(
-            self.state, list(tracks.values()), frame_idx, self.reverse, since, new_scene=frame_idx == self._last_cut
+            self.state, list(tracks.values()), frame_idx, self.reverse, since, self.begins_scene(frame_idx)
         )
+        self._doubts = self.tracker._doubts(self.state, [*tracks.values()], self._found, frame_idx, self.reverse)
         self._next = ProcessedFrame(frame_idx, self.state.obj_ids, tracks, self._found)
 
     def key_frame(self, frame_idx: int, frame: GateFrame) -> KeyFrame:
-        return key_frame_of(self._found, frame_idx, frame)
+        key = key_frame_of(self._found, frame_idx, frame)
+        suspect = np.array([doubt is not None for doubt in self._doubts]) & (key.logits > 0).any(axis=(1, 2))
+        return key._replace(believed=~suspect) if suspect.any() else key
 
     def _included(self) -> dict[ObjectId, ObjectTrack]:
         """What is tracked somewhere. An object whose prompts were all taken back is not, until it gets a new one."""
@@ -275,7 +283,7 @@ class TrackingRun:
         """The frame that was processed is shown now: its outputs enter the session."""
         self._shown = self._next
         tracks = list(self._shown.tracks.values())
-        self.tracker._commit_frame(self.state, tracks, self._found, self._shown.frame_idx, self.reverse)
+        self.tracker._commit_frame(self.state, tracks, self._found, self._doubts, self._shown.frame_idx, self.reverse)
 
     def _carry(self, decision: FrameDecision, logits: np.ndarray) -> list[Tensor]:
         """Show masks (N, h, w) that were carried to a skipped frame; returns N of (1, 1, h, w)."""
@@ -301,7 +309,7 @@ class TrackingRun:
             score = output.object_score_logits.to(device)
             rows[obj_id] = ObjectAnswer(each.to(device, non_blocking=True), score, _iou(output).to(device), status)
         known = [rows.get(obj_id) or known_result(self.state, obj_id, t) for obj_id in shown.obj_ids]
-        return _join(decision, shown.obj_ids, known)
+        return _join(decision, shown.obj_ids, known, self._is_cut(t))
 
 
 @torch.inference_mode()
@@ -346,7 +354,7 @@ def nothing_done(frame_idx: int) -> FrameDecision:
 def known_answer(state: VideoState, decision: FrameDecision) -> FrameAnswer:
     """What is known of all objects on a frame that was tracked before."""
     known = [known_result(state, obj_id, decision.frame) for obj_id in state.objects]
-    return _join(decision, state.obj_ids, known)
+    return _join(decision, state.obj_ids, known, decision.frame in state.scene_cuts)
 
 
 def known_result(state: VideoState, obj_id: ObjectId, frame_idx: int) -> ObjectAnswer:
@@ -377,10 +385,12 @@ def _status(track: ObjectTrack, frame_idx: int, prompted: bool, action: Action) 
     return "reused" if action == "reused" else "warped" if action == "warped" else "tracked"
 
 
-def _join(decision: FrameDecision, obj_ids: Sequence[ObjectId], answers: Sequence[ObjectAnswer]) -> FrameAnswer:
+def _join(
+    decision: FrameDecision, obj_ids: Sequence[ObjectId], answers: Sequence[ObjectAnswer], scene_cut: bool
+) -> FrameAnswer:
     """The answers of all N objects as one, in memory of its own: what is yielded is the caller's to change."""
     masks, scores, ious, statuses = ([*column] for column in zip(*answers, strict=True))
-    return FrameAnswer(decision, list(obj_ids), torch.cat(masks), scores, ious, statuses)
+    return FrameAnswer(decision, list(obj_ids), torch.cat(masks), scores, ious, statuses, scene_cut)
 
 
 def key_frame_of(outputs: Sequence[FrameOutput | FadedOutput], frame_idx: int, frame: GateFrame) -> KeyFrame:

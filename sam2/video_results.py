@@ -42,6 +42,7 @@ class StoredFrame(NamedTuple):
 
     decision: FrameDecision
     objects: tuple[StoredObject, ...]
+    scene_cut: bool = False
 
 
 class VideoResults(Mapping[int, FrameResult]):
@@ -264,7 +265,7 @@ def _store(result: FrameResult) -> StoredFrame:
                 each.object_score, each.predicted_iou, each.status,
             )
         )  # fmt: skip
-    return StoredFrame(result.decision, tuple(stored))
+    return StoredFrame(result.decision, tuple(stored), result.scene_cut)
 
 
 def _restore(frame: StoredFrame, size: tuple[int, int]) -> FrameResult:
@@ -278,7 +279,7 @@ def _restore(frame: StoredFrame, size: tuple[int, int]) -> FrameResult:
                 each.obj_id, mask, each.box, each.area, each.object_score, each.predicted_iou, each.status
             )
         )  # fmt: skip
-    return FrameResult(tuple(objects), owner, frame.decision)
+    return FrameResult(tuple(objects), owner, frame.decision, frame.scene_cut)
 
 
 def plain_id(obj_id: Hashable) -> int | str:
@@ -303,11 +304,11 @@ def _frame_to_json(frame: StoredFrame) -> dict[str, Any]:
         }
         for each in frame.objects
     ]
-    return {**frame.decision._asdict(), "objects": objects}
+    return {**frame.decision._asdict(), **({"scene_cut": True} if frame.scene_cut else {}), "objects": objects}
 
 
 def _frame_from_json(line: Mapping[str, Any], size: tuple[int, int]) -> StoredFrame:
-    decision = FrameDecision(**{name: line[name] for name in FrameDecision._fields if name in line})
+    decision = FrameDecision(**{name: line[name] for name in FrameDecision._fields})
     objects = [
         StoredObject(
             obj_id=each["id"],
@@ -321,4 +322,4 @@ def _frame_from_json(line: Mapping[str, Any], size: tuple[int, int]) -> StoredFr
         )
         for each in line["objects"]
     ]
-    return StoredFrame(decision, tuple(objects))
+    return StoredFrame(decision, tuple(objects), line.get("scene_cut", False))

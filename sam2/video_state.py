@@ -11,7 +11,7 @@ import copy
 import dataclasses
 import operator
 from collections import ChainMap
-from collections.abc import Hashable, Iterator, MutableMapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, NoReturn
 
@@ -30,6 +30,8 @@ from sam2.utils.skip_gate import GateMemo
 from sam2.video_memory import FadedOutput, PackedMask, Shelf, pack_masks, unpack_mask
 
 ObjectId = Hashable
+
+FEW = 32  # frames skipped in a row: within so many a look at each is quicker than one at all that are known
 
 Keep = Literal["window", "all"]
 Corrections = Literal["tracked", "sticky"]
@@ -121,22 +123,23 @@ class ObjectTrack:
         carried = self.carried.get(frame_idx) or self.faded_carried.get(frame_idx)
         return None if carried is None else carried.logits
 
-    def last_known(self, frame_idx: int, reverse: bool, believed: bool = False) -> int | None:
-        """The nearest frame before this one, or after it in reverse, on which the object has a mask.
-
-        Args:
-            believed: one that is not doubted.
-        """
+    def last_known(self, frame_idx: int, reverse: bool) -> int | None:
+        """The nearest frame before this one, or after it in reverse, on which the object has a mask."""
         stores = (self.prompted, self.propagated, self.carried, self.faded, self.faded_carried)
         neighbour = frame_idx + 1 if reverse else frame_idx - 1
-        if believed:
-            neighbour = self.doubted.passing(frame_idx, 1, reverse)
         if any(neighbour in store for store in stores):
             return neighbour
-        known = (t for store in stores for t in store if not (believed and t in self.doubted))
-        if reverse:
-            return min((t for t in known if t > frame_idx), default=None)
-        return max((t for t in known if t < frame_idx), default=None)
+        return _nearest((t for store in stores for t in store), frame_idx, reverse)
+
+    def last_believed(self, frame_idx: int, reverse: bool) -> int | None:
+        """The nearest frame before this one, or after it in reverse, that was prompted or processed and not doubted."""
+        stores = (self.prompted, self.propagated, self.faded)
+        here = frame_idx
+        for _ in range(FEW):
+            here = self.doubted.passing(here, 1, reverse)
+            if any(here in store for store in stores):
+                return here
+        return _nearest((t for store in stores for t in store if t not in self.doubted), frame_idx, reverse)
 
     def region(self, frame_idx: int) -> Region | None:
         """Where the object was looked for on a frame; None for all of it, or where nothing is known of it."""
@@ -187,7 +190,6 @@ class ObjectTrack:
         output = self.prompted.pop(frame_idx, None)
         if output is not None:
             self.propagated[frame_idx] = output
-            self.doubted.discard(frame_idx)
             # The next prompt here is a first look again, as if the frame had not been tracked.
             self.tracked.pop(frame_idx, None)
         if not self.has_prompts:
@@ -199,6 +201,13 @@ class ObjectTrack:
             for t in [t for t in store if t != around and abs(t - around) <= reach]:
                 del store[t]
                 self.doubted.discard(t)
+
+
+def _nearest(frames: Iterable[int], frame_idx: int, reverse: bool) -> int | None:
+    """The nearest one before a frame, or after it in reverse."""
+    if reverse:
+        return min((t for t in frames if t > frame_idx), default=None)
+    return max((t for t in frames if t < frame_idx), default=None)
 
 
 def fade(tracks: Sequence[ObjectTrack], position: int, reach: int) -> None:
@@ -267,6 +276,7 @@ class VideoState(MutableMapping[str, Any]):
     cuts: dict[tuple[int, Region], FrameFeatures] = field(default_factory=dict)  # of the region that was encoded last
     memory_position: Tensor | None = None  # (1, mem_dim, h, w) position encoding that all memory maps share
     decision_of: dict[int, FrameDecision] = field(default_factory=dict)  # the last one on each frame
+    scene_cuts: list[int] = field(default_factory=list)  # first frames of scenes, in order, as far as a guard looked
     paused: PausedRun | None = None
     edits: int = 0  # how often prompts or objects changed
     is_closed: bool = False
@@ -334,11 +344,20 @@ class VideoState(MutableMapping[str, Any]):
         side = self.frames.image_size
         return side // 4 if self.search_factor is None else side
 
-    def has_cut(self, since: int, frame_idx: int) -> bool:
-        """Whether a scene began between two frames, or with the second one, as the last run through them found."""
-        step = 1 if frame_idx > since else -1
-        decisions = (self.decision_of.get(t) for t in range(since + step, frame_idx + step, step))
-        return any(decision is not None and decision.scene_cut for decision in decisions)
+    def note_scene(self, first: int, is_cut: bool) -> None:
+        """Put on record whether a scene begins with a frame, in order of time."""
+        place = bisect.bisect_left(self.scene_cuts, first)
+        is_known = self.scene_cuts[place : place + 1] == [first]
+        if is_cut and not is_known:
+            self.scene_cuts.insert(place, first)
+        elif is_known and not is_cut:
+            del self.scene_cuts[place]
+
+    def has_cut(self, one: int, other: int) -> bool:
+        """Whether a scene begins between two frames, or with the later one."""
+        first, last = sorted((one, other))
+        place = bisect.bisect_right(self.scene_cuts, first)
+        return place < len(self.scene_cuts) and self.scene_cuts[place] <= last
 
     def gate_frame(self, frame_idx: int) -> GateFrame:
         """A frame as the skip gate sees it: 8-bit, at its own size and at the network's."""

@@ -233,11 +233,14 @@ class VideoTracker(SAM2Base):
         return [track.prompted.get(frame_idx) or found[id(track)] for track in tracks]
 
     def _commit_frame(
-        self, state: VideoState, tracks: Sequence[ObjectTrack], outputs: Sequence[FrameOutput], frame_idx: int,
-        reverse: bool,
+        self, state: VideoState, tracks: Sequence[ObjectTrack], outputs: Sequence[FrameOutput],
+        doubts: Sequence[str | None], frame_idx: int, reverse: bool,
     ) -> None:  # fmt: skip
-        """Let memory read what `_track_frame` found, and forget what is out of its reach from here."""
-        doubts = self._doubts(state, tracks, outputs, frame_idx, reverse)
+        """Let memory read what `_track_frame` found, and forget what is out of its reach from here.
+
+        Args:
+            doubts: of `_doubts`.
+        """
         for track, output, doubt in zip(tracks, outputs, doubts, strict=True):
             if frame_idx in track.prompted:
                 self._forget_around_prompt(track, frame_idx)
@@ -251,19 +254,25 @@ class VideoTracker(SAM2Base):
         self, state: VideoState, tracks: Sequence[ObjectTrack], outputs: Sequence[FrameOutput], frame_idx: int,
         reverse: bool,
     ) -> list[str | None]:  # fmt: skip
-        """Why each object's mask on a frame is not believed; None where it is."""
+        """Why each object's mask on a frame is not believed; None where it is, or was prompted.
+
+        It is compared with the last one of the network's that was believed: what was carried to skipped frames since is
+        no evidence of its own.
+        """
         if self.guard is None or not tracks:
             return [None] * len(tracks)
         frame, doubts = state.frame_size, list[str | None]()
-        scores = torch.cat([output.object_score_logits for output in outputs]).float().sigmoid().flatten().tolist()
-        ious = [1.0 if output.ious is None else float(output.ious) for output in outputs]
         shapes = shapes_of(torch.cat([output.pred_masks for output in outputs]) > 0, frame)
-        for track, look in zip(tracks, map(Look, shapes, scores, ious), strict=True):
-            last = track.last_known(frame_idx, reverse, believed=True)
+        numbers = torch.cat([_scores(output) for output in outputs]).cpu()
+        for track, shape, (score, iou) in zip(tracks, shapes, numbers.tolist(), strict=True):
+            if frame_idx in track.prompted:
+                doubts.append(None)
+                continue
+            last = track.last_believed(frame_idx, reverse)
             masks = None if last is None or state.has_cut(last, frame_idx) else track.latest_masks(last)
             before = None if masks is None else shapes_of(masks > 0, frame)[0]
             gap = 1 if last is None else abs(frame_idx - last)
-            doubts.append(self.guard.doubt(look, before, gap, frame))
+            doubts.append(self.guard.doubt(Look(shape, score, iou), before, gap, frame))
         return doubts
 
     def _batches(
@@ -452,6 +461,12 @@ def _keep_memory(state: VideoState, outputs: Sequence[FrameOutput], features: Te
     for output, each in zip(outputs, _apart(stored), strict=True):
         output.maskmem_features = each
         output.maskmem_pos_enc = [state.memory_position]  # the same for all frames and objects
+
+
+def _scores(output: FrameOutput) -> Tensor:
+    """How sure the network is that an object is there, and how well it thinks the mask fits, 0 to 1; (1, 2)."""
+    presence = output.object_score_logits.float().sigmoid()
+    return torch.cat([presence, torch.ones_like(presence) if output.ious is None else output.ious.float()], dim=1)
 
 
 def _apart(batch: Tensor) -> list[Tensor]:

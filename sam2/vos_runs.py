@@ -176,7 +176,7 @@ class ModelFiles:
         Raises:
             FileNotFoundError: no such config or checkpoint.
             ValueError: `image_size` or `search_factor` is none, the config does not say its image size, or has skip
-                options that make no sense.
+                options or a guard that make no sense.
         """
         if config is None:
             checkpoint = packaged_file("checkpoints", EMBEDDED.checkpoint)
@@ -191,9 +191,9 @@ class ModelFiles:
         size = int(model["image_size"]) if image_size is None else check_image_size(image_size)
         skipping = SkipOptions(**{field: model[name] for name, field in SKIP_OPTIONS.items() if name in model})
         factor = check_search_factor(model.get("search_factor") if search_factor is None else search_factor)
-        if guard is None and model.get("guard") is not None:
-            guard = instantiate(model["guard"])
-        return cls(path, checkpoint, size, skipping, factor, check_guard(guard))
+        if guard is None:
+            guard = _guard_of_config(path, model.get("guard"))
+        return cls(path, checkpoint, size, skipping, factor, guard)
 
     @cached_property
     def checkpoint_sha256(self) -> str | None:
@@ -222,6 +222,13 @@ class ModelFiles:
             "dtype": dtype_name(dtype, device),
             "checkpoint_sha256": self.checkpoint_sha256,
         }
+
+
+def _guard_of_config(path: Path, described: Any) -> TrackGuard | None:
+    try:
+        return check_guard(None if described is None else instantiate(described))
+    except (InstantiationException, TypeError) as error:
+        raise ValueError(f"config: {path} has no guard in model.guard: {error}") from error
 
 
 def build_predictor(
@@ -372,8 +379,12 @@ def planned_decisions(
             start = time.perf_counter()
 
 
-def check_plannable(options: Sequence[SkipOptions]) -> None:
-    """Raises ValueError where decisions need masks."""
+def check_plannable(options: Sequence[SkipOptions], model: ModelFiles | None = None) -> None:
+    """Raises ValueError where decisions need masks, or follow from more than the options."""
+    if model is not None and model.guard is not None:
+        raise ValueError(
+            "a plan has no masks that a guard could doubt: leave --guard out, or model.guard of the config"
+        )
     for each in options:
         if each.strategy != "naive":
             raise ValueError(

@@ -192,6 +192,11 @@ def test_the_guard_of_the_command_line_reaches_the_network_and_the_record(stills
     assert guards == [None, TrackGuard()]
 
 
+def test_a_plan_cannot_be_guarded(stills, tmp_path, capsys):
+    assert run(stills, tmp_path, "--plan", "--guard") == 2
+    assert capsys.readouterr().err.startswith("error: a plan has no masks that a guard could doubt")
+
+
 def test_a_search_factor_that_is_none_is_one_error(stills, tmp_path, capsys):
     assert run(stills, tmp_path, "--search-factor", "0.5") == 2
     assert capsys.readouterr().err == "error: search_factor must be a number of 1 or more, or None, got 0.5\n"

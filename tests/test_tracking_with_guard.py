@@ -1,7 +1,9 @@
 """Tracking with a guard: lost objects are found again, look-alikes are called suspect, and memory does without both."""
 
 import copy
+import dataclasses
 import itertools
+import json
 
 import cv2
 import numpy as np
@@ -16,7 +18,7 @@ from sam2.sam2_video_predictor import SAM2VideoPredictor
 from sam2.track_guard import TrackGuard
 from sam2.utils.drawn_clips import draw_clip
 from sam2.video_results import VideoResults
-from sam2.video_state import CarriedMask
+from sam2.video_state import ObjectTrack, VideoState
 
 HEIGHT, WIDTH = 240, 432
 HIDDEN = range(10, 16)  # when the object is not to be seen, and its twin is
@@ -114,11 +116,38 @@ def doubting(monkeypatch):
         def doubts(state, tracks, outputs, frame_idx, reverse):
             ids = {id(track): obj_id for obj_id, track in state.objects.items()}
             is_doubted = [obj_ids is None or ids[id(track)] in obj_ids for track in tracks]
+            is_doubted = [
+                each and frame_idx not in track.prompted for each, track in zip(is_doubted, tracks, strict=True)
+            ]
             return ["a test" if frame_idx in frames and each else None for each in is_doubted]
 
         monkeypatch.setattr(predictor, "_doubts", doubts)
 
     return doubt
+
+
+@pytest.fixture
+def seeing(monkeypatch):
+    """seeing(predictor, place_of): the network sees a disc at `place_of(frame)`, or nothing where that is None."""
+
+    def see(predictor, place_of):
+        keep = type(predictor)._keep
+
+        def kept(state, output, region=None):
+            (found,) = keep(predictor, state, output, region)
+            (t,) = state.features
+            place, h = place_of(t), found.pred_masks.shape[-1]
+            mask = np.zeros((h, h), np.uint8)
+            if place is not None:
+                cv2.circle(mask, place, 3, 1, -1)
+            found.pred_masks = torch.from_numpy(np.where(mask, 8.0, -8.0).astype(np.float32))[None, None]
+            found.object_score_logits = torch.full((1, 1), -5.0 if place is None else 5.0)
+            found.ious = torch.full((1, 1), 0.9)
+            return [found]
+
+        monkeypatch.setattr(predictor, "_keep", kept)
+
+    return see
 
 
 # What it is for
@@ -285,7 +314,6 @@ def test_frames_skipped_after_a_doubted_one_are_doubted(small, clip, doubting, g
     end = next(t for t in range(key + 1, 15) if actions.get(t) not in ("reused", "warped"))
     assert state.track(1).doubted.spans == [(key, end - 1)]
     assert {results[t][1].status for t in range(key, end)} == {"suspect"}
-    assert isinstance(state.track(1).carried.get(key + 1) or state.track(1).faded_carried[key + 1], CarriedMask)
     known = [small._result(state, answer) for answer in _known(state, range(key, end))]
     assert {result[1].status for result in known} == {"suspect"}
 
@@ -339,6 +367,7 @@ def test_it_goes_on_after_saving(small, clip, doubting, tmp_path):
     assert loaded.track(1).doubted.spans == [(3, 5)]
     rest = track(small, loaded, start_frame_idx=7)
     assert all(torch.equal(rest[t], whole[t]) for t in range(7, 14))
+    assert loaded.scene_cuts == state.scene_cuts
     other = copy.deepcopy(loaded)
     other.track(1).doubted.add(9)
     assert 9 not in loaded.track(1).doubted
@@ -355,7 +384,152 @@ def test_a_region_does_not_follow_a_doubted_mask(large, twins):
     assert overlap(results[23][1].mask, masks[23]) > 0.8
 
 
+STILL = [np.full((96, 128, 3), 90, np.uint8)] * 40
+
+
+def results_on(predictor, frames, **options):
+    state = predictor.init_state(frames, **options)
+    predictor.add_new_mask(state, 0, 1, np.ones(frames[0].shape[:2], bool))
+    return state, {result.frame: result for result in predictor.propagate_results(state, progress=False)}
+
+
+def test_with_look_ahead_a_mask_is_not_compared_with_what_follows_from_it(small, seeing):
+    """The network sees a leap; frames that are shown before it do not know."""
+    small.skipping = SkipOptions(1e6, "memory_guided", lookahead=4)
+    seeing(small, lambda t: (6, 16) if t < 6 else (26, 16))
+    state, results = results_on(small, STILL[:11])
+    actions = {d.frame: d.action for d in state.decisions}
+    assert [t for t in actions if actions[t] in ("processed", "prompted")] == [0, 4, 8, 10]
+    assert [t for t in results if results[t][1].status == "suspect"] == [8, 9, 10]
+    assert all(results[t][1].box.x1 < 60 for t in range(1, 8))
+    small.guard = None
+    state, results = results_on(small, STILL[:11])
+    assert results[7][1].box.x1 > 60  # blended from both sides
+
+
+def test_objects_that_are_gone_are_blended_as_ever(small, seeing):
+    small.skipping = SkipOptions(1e6, "memory_guided", lookahead=4)
+    seeing(small, lambda t: (6, 16) if t < 6 else None)
+    shown = {}
+    for small.guard in (TrackGuard(), None):
+        _, shown[small.guard] = results_on(small, STILL[:11])
+    guarded, plain = shown.values()
+    assert all(np.array_equal(guarded[t][1].mask, plain[t][1].mask) for t in plain)
+
+
+def test_copies_are_no_evidence_of_their_own(small, seeing):
+    """A thing that drifts by a fifth of its length a frame, of which every ninth frame is seen."""
+    small.skipping = SkipOptions(1e6, "naive", max_consecutive_skips=8)
+    seeing(small, lambda t: (4 + t * 26 // 39, 16))
+    state, results = results_on(small, STILL)
+    assert [d.frame for d in state.decisions if d.action == "processed"] == [9, 18, 27, 36]
+    assert not state.track(1).doubted
+    seeing(small, lambda t: (4 if t < 9 else 20, 16))  # four lengths at once
+    state, _ = results_on(small, STILL[:12])
+    assert state.track(1).doubted.spans == []  # nine frames are long enough for that
+    small.skipping = SkipOptions(0)
+    state, _ = results_on(small, STILL[:12])
+    assert list(state.track(1).doubted)[:1] == [9]
+
+
+def test_calibration_leaves_doubts_as_they_are(small, seeing):
+    seeing(small, lambda t: (6, 16) if t % 7 else (26, 16))
+    state, _ = results_on(small, STILL[:12])
+    before = state.track(1).doubted.spans
+    assert before
+    small.guard = TrackGuard(most_leap=1e3)
+    small.calibrate(state, thresholds=[0.1], num_frames=12)
+    assert state.track(1).doubted.spans == before
+
+
+def test_tracking_again_without_a_guard_believes_what_it_passes(small, clip, doubting):
+    doubting(small, 3, 4, 9)
+    state = session(small, clip)
+    track(small, state)
+    assert list(state.track(1).doubted) == [3, 4, 9]
+    doubting(small)
+    track(small, state, start_frame_idx=4)
+    assert list(state.track(1).doubted) == [3]
+
+
+def test_both_directions_doubt_by_what_was_believed_on_their_way(small, seeing):
+    seeing(small, lambda t: (26, 16) if t in (3, 9) else (6, 16))
+    state = small.init_state(STILL[:13])
+    small.add_new_mask(state, 6, 1, np.ones((96, 128), bool))
+    results = {r.frame: r for r in small.propagate_results(state, direction="both", progress=False)}
+    assert [t for t in results if results[t][1].status == "suspect"] == [3, 9]
+    again = {r.frame: r for r in small.propagate_results(state, 12, reverse=True, progress=False)}
+    assert [t for t in again if again[t][1].status == "suspect"] == [9, 3]
+
+
+def test_frames_deleted_under_upstreams_names_are_not_doubted(small, clip, doubting):
+    doubting(small, 3, 4, 5)
+    state = session(small, clip)
+    track(small, state)
+    outputs = state["output_dict_per_obj"][0]["non_cond_frame_outputs"]
+    outputs.pop(4)
+    del outputs[5]
+    assert list(state.track(1).doubted) == [3]
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_last_believed_frame_is_one_the_network_saw(reverse):
+    known = ObjectTrack()
+    step = -1 if reverse else 1
+    known.prompted = {0: None}
+    known.propagated = dict.fromkeys((step * 10, step * 12))
+    known.faded, known.carried = {step * 5: None}, dict.fromkeys((step * 11, step * 13))
+    known.doubted.add(step * 12)
+    assert known.last_believed(step * 14, reverse) == step * 10
+    assert known.last_believed(step * 9, reverse) == step * 5
+    assert known.last_believed(step * 90, reverse) == step * 10  # far beyond what is looked through one by one
+    assert known.last_believed(0, reverse) is None
+
+
 # Cuts
+
+
+def test_an_edit_that_makes_the_loop_go_back_invents_no_cut(small, clip):
+    """With look-ahead the frames up to the cut wait; after the edit they are asked for again."""
+    small.skipping = SkipOptions(50, "memory_guided", lookahead=6)
+    frames = [*clip.frames[:9], *(255 - frame for frame in clip.frames[9:14])]
+    state = small.init_state(frames)
+    small.add_new_mask(state, 0, 1, clip.labels[0] == 1)
+    cuts = []
+    for result in small.propagate_results(state, progress=False):
+        cuts += [result.frame] * result.scene_cut
+        if result.frame in (3, 7, 8):
+            small.add_new_mask(state, result.frame, result.frame, clip.labels[0] == 2)
+    assert cuts == [9]
+    assert state.scene_cuts == [9]
+
+
+def test_streams_remember_a_cut_as_long_as_clips_do(small, seeing):
+    """Gone with the cut, and back elsewhere long after it."""
+    small.guard = TrackGuard(most_leap=0.5)
+    seeing(small, lambda t: (6, 16) if t < 3 else None if t < 30 else (26, 16))
+    frames = [*STILL[:3], *(255 - frame for frame in STILL[3:])]
+    frames[3:] = [np.full((96, 128, 3), (200, 30, 30), np.uint8)] * 33
+    _, results = results_on(small, frames)
+    with small.stream(color="rgb") as stream:
+        stream.prompt(1, mask=np.ones((96, 128), bool))
+        live = [stream.step(frame) for frame in frames]
+    assert [t for t in results if results[t].scene_cut] == [3]
+    assert [t for t, result in enumerate(live) if result.scene_cut] == [3]
+    statuses = [results[t][1].status for t in results]
+    assert statuses == [result[1].status for result in live]
+    assert statuses[30:] == ["tracked"] * len(statuses[30:])
+
+
+def test_cuts_between_frames():
+    state = VideoState(None, None, None)
+    for t, is_cut in ((9, True), (4, True), (4, True), (7, True), (7, False), (5, False)):
+        state.note_scene(t, is_cut)
+    assert state.scene_cuts == [4, 9]
+    assert [state.has_cut(3, t) for t in (2, 3, 4, 5)] == [False, False, True, True]
+    assert [state.has_cut(t, 3) for t in (2, 3, 4, 5)] == [False, False, True, True]
+    assert [state.has_cut(4, t) for t in (8, 9)] == [False, True]
+    assert not state.has_cut(9, 99)
 
 
 def test_a_cut_is_on_record_and_forgets_places(large, twins):
@@ -367,11 +541,10 @@ def test_a_cut_is_on_record_and_forgets_places(large, twins):
     joined = [*frames[:6], *[other] * 4]
     state, results = results_of(large, joined, masks[0])
     assert [t for t in results if results[t].scene_cut] == [6]
-    assert [d.frame for d in state.decisions if d.scene_cut] == [6]
+    assert state.scene_cuts == [6]
     found = results[6][1]
     assert overlap(found.mask, far) > 0.5  # else there is nothing to see here
     assert found.status == "tracked"
-    assert state.decision_table().splitlines()[7].endswith("scene cut")
     large.guard = TrackGuard(cut_distance=1)
     state, results = results_of(large, joined, masks[0])
     assert not any(results[t].scene_cut for t in results)
@@ -402,10 +575,11 @@ def test_a_run_that_goes_on_notices_a_cut_on_its_first_frame(small, clip):
     small.add_new_mask(state, 0, 1, clip.labels[0] == 1)
     track(small, state, max_frame_num_to_track=4)
     track(small, state, start_frame_idx=5)
-    assert [d.frame for d in state.decisions if d.scene_cut] == [5]
-    back = track(small, state, start_frame_idx=9, reverse=True)
+    assert state.scene_cuts == [5]
+    back = {r.frame: r for r in small.propagate_results(state, 9, reverse=True, progress=False)}
     assert set(back) == set(range(10))
-    assert [d.frame for d in state.decisions if d.scene_cut] == [4]  # backwards the other scene begins there
+    assert state.scene_cuts == [5]
+    assert [t for t in back if back[t].scene_cut] == [4]  # backwards the other scene begins there
 
 
 def test_a_new_scene_is_searched_everywhere(small, clip):
@@ -430,10 +604,10 @@ def test_results_keep_it(large, twins, tmp_path):
     collected.save(tmp_path / "all.json", "json")
     loaded = VideoResults.load(tmp_path / "all.json")
     assert [loaded[t][1].status for t in loaded] == [results[t][1].status for t in results]
-    text = (tmp_path / "all.json").read_text().replace(', "scene_cut": false', "")
-    assert "scene_cut" not in text
-    (tmp_path / "old.json").write_text(text)  # as it was before there were cuts
-    assert VideoResults.load(tmp_path / "old.json")[3].scene_cut is False
+    assert "scene_cut" not in (tmp_path / "all.json").read_text()  # as it was before there were cuts
+    cut = VideoResults.collect(dataclasses.replace(result, scene_cut=t == 5) for t, result in results.items())
+    cut.save(tmp_path / "cut.json", "json")
+    assert [t for t, result in VideoResults.load(tmp_path / "cut.json").items() if result.scene_cut] == [5]
 
 
 def test_builders_take_a_guard():
@@ -443,5 +617,8 @@ def test_builders_take_a_guard():
     assert build(hydra_overrides_extra=overrides).guard == TrackGuard(most_growth=5)
     assert build(hydra_overrides_extra=overrides, guard=guard).guard == guard
     assert build().guard is None
+    assert json.dumps(
+        dataclasses.asdict(TrackGuard(np.float32(0.5), cut_distance=np.float64(0.5), most_leap=np.int64(2)))
+    )
     with pytest.raises(TypeError, match="guard must be a TrackGuard, or None for none, got True"):
         build(guard=True)

@@ -148,6 +148,10 @@ def test_a_guard_of_the_config_or_ones_own_is_on_record(tmp_path):
     plain, model = ModelFiles.find(None, None), ModelFiles.find(str(config), None)
     assert "guard" not in plain.settings(plain.skipping, "float32", CPU)
     assert model.settings(model.skipping, "float32", CPU)["guard"]["most_leap"] == 2
+    for bad in ("{_target_: sam2.track_guard.TrackGuard, most_leap: -1}", "true"):
+        config.write_text(f"model: {{image_size: 512, guard: {bad}}}")
+        with pytest.raises(ValueError, match="guarded.yaml has no guard in model.guard: "):
+            ModelFiles.find(str(config), None)
     own = TrackGuard(most_growth=3)
     assert ModelFiles.find(str(config), None, guard=own).guard == own
 

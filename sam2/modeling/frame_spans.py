@@ -19,8 +19,8 @@ class FrameSpans:
         """First and last frame of each run, in order."""
         return list(zip(self._firsts, self._lasts, strict=True))
 
-    def __contains__(self, frame_idx: object) -> bool:
-        return isinstance(frame_idx, int) and self._run_of(frame_idx) is not None
+    def __contains__(self, frame_idx: int) -> bool:
+        return self._run_of(frame_idx) is not None
 
     def __iter__(self) -> Iterator[int]:
         return (t for first, last in self.spans for t in range(first, last + 1))

@@ -52,7 +52,7 @@ class MemoryBank(NamedTuple):
 
     prompted: Mapping[int, Any]
     propagated: Mapping[int, Any]
-    doubted: FrameSpans = FrameSpans()  # propagated ones that are not: time stands still on them
+    doubted: FrameSpans = FrameSpans()  # propagated frames that must not be remembered
 
     @property
     def believed(self) -> Mapping[int, Any]:
@@ -132,7 +132,8 @@ def select_memory(
     rules: BankRules,
     closest: Callable[..., tuple[dict[int, Any], dict[int, Any]]] = select_closest_cond_frames,
 ) -> Selection:
-    """Choose what the frame `frame_idx` remembers: what it would if the doubted frames had never been.
+    """Choose what the frame `frame_idx` remembers. Of propagated frames it is what it would be if the doubted ones had
+    never been, distances included; prompted frames keep their true distance.
 
     Args:
         closest: which prompted frames are read, see `select_closest_cond_frames`.

@@ -138,7 +138,8 @@ class KeyFrame(NamedTuple):
     """The last frame that the network saw, and what it said.
 
     logits: float32 (N, h, w), of any size that covers the picture. predicted_ious: (N,), 0 to 1. object_scores: (N,)
-    logits, above 0 where the object is seen.
+    logits, above 0 where the object is seen. believed: (N,) booleans, False for masks that say nothing of the frames
+    before; None where all do.
     """
 
     frame_idx: int
@@ -146,6 +147,7 @@ class KeyFrame(NamedTuple):
     logits: np.ndarray
     predicted_ious: np.ndarray
     object_scores: np.ndarray
+    believed: np.ndarray | None = None
 
 
 class Motion(NamedTuple):

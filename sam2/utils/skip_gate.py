@@ -186,7 +186,10 @@ class SkipGate:
         for i, skipped in reversed(list(enumerate(self._waiting, 1))):
             carrier.follow(skipped.frame.small)
             after = carrier.carried(self._trust.ways)
-            blended.append(blend_logits(skipped.logits, after, share_after=i / (len(self._waiting) + 1)))
+            both = blend_logits(skipped.logits, after, share_after=i / (len(self._waiting) + 1))
+            if key.believed is not None:
+                both = np.where(key.believed[:, None, None], both, skipped.logits)
+            blended.append(both)
         return blended[::-1][self._num_answered :]
 
     def _start_run(self) -> None:

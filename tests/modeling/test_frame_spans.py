@@ -44,8 +44,3 @@ def test_a_long_run_is_two_numbers():
     assert spans.spans == [(0, 9_999)]
     assert spans.passing(10_000, 3, reverse=False) == -3
     assert FrameSpans(spans.spans).spans == spans.spans
-
-
-def test_other_things_are_not_in_it():
-    assert "3" not in spans_of([3])
-    assert None not in spans_of([3])
