@@ -145,8 +145,8 @@ def measure(clip: Clip, model: Model) -> Outcome:
 def colour_changes(clip: Clip) -> Changes:
     """The clip's own."""
     pictures, watch = list(clip.pictures()), ColourWatch()
-    changes = [watch.change(t, picture) for t, picture in enumerate(pictures)]
-    return Changes(changes[1:], pictures[0], pictures[-1])  # the first frame has none before it
+    changes = [watch.change(t, picture) for t, picture in enumerate(pictures)]  # None for the first frame
+    return Changes([change for change in changes if change is not None], pictures[0], pictures[-1])
 
 
 def measure_drawn(number: int, clips: Drawn, model: Model) -> tuple[Outcome, Changes]:

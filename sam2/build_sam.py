@@ -119,7 +119,7 @@ def build_sam2_video_predictor(
             side of its box, 1 or more; None takes the config's, which is to look everywhere unless it says otherwise.
             Small objects are seen larger for the time of a whole frame, but each object takes that time.
         guard: when masks are doubted, and not remembered (`TrackGuard`); None takes the config's, which is never
-            unless it says otherwise.
+            unless it says otherwise. Anything else is a TypeError.
 
     Other arguments and errors: as in `build_sam2`.
     """

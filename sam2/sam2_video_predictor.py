@@ -237,6 +237,7 @@ class SAM2VideoPredictor(UpstreamHooks):
         inference_state.check_open()
         inference_state.objects.clear()
         inference_state.decision_of.clear()
+        inference_state.scene_cuts.clear()
         inference_state.note_edit()
 
     # Prompts

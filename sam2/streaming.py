@@ -13,6 +13,7 @@ from PIL import Image
 from sam2.frame_skipping import FrameDecision
 from sam2.results import FrameResult, frame_result
 from sam2.utils.frame_loader import FrameLoader
+from sam2.utils.scene_cuts import ColourWatch
 from sam2.utils.video_io import as_rgb
 from sam2.video_propagation import FrameAnswer, Scope, TrackingRun, known_answer, nothing_done
 from sam2.video_state import Corrections, ObjectId, VideoState
@@ -113,6 +114,7 @@ class VideoStream:
         self._waiting: list[Prompt] = []
         self._answers: Iterator[FrameAnswer] | None = None
         self._options = predictor.skipping
+        self._colours = ColourWatch()
 
     @property
     def frame_idx(self) -> int:
@@ -234,7 +236,7 @@ class VideoStream:
         if self._answers is None or self._options != self.predictor.skipping:
             self._options = self.predictor.skipping
             self.state.paused = None  # the frames of before are gone
-            run = TrackingRun(self.predictor, self.state, reverse=False, scope=Scope())
+            run = TrackingRun(self.predictor, self.state, reverse=False, scope=Scope(), colours=self._colours)
             self._answers = run.frames(self._frames, self._options)
         try:
             return next(self._answers)

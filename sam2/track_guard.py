@@ -51,7 +51,7 @@ class TrackGuard:
     Attributes:
         least_object_score: how sure the network must be that the object is in the frame, 0 to 1; 0 for any.
         least_predicted_iou: how well the network must think that its mask fits, 0 to 1; 0 for any.
-        most_growth: how many times as large as one frame before the object may be; math.inf for any.
+        most_growth: how many times as large in area as one frame before the object may be; math.inf for any.
         most_leap: how far from where it was one frame before its centre may be, in lengths of the object, on the frame
             it is the longer on; math.inf for any.
         cut_distance: a frame of whose colours the one before lacks more than this share (`colour_distance`) begins a

@@ -133,4 +133,5 @@ class UpstreamHooks(VideoTracker):
         """Forget all prompts and results; the objects stay, without a prompt."""
         inference_state.objects.update({obj_id: ObjectTrack() for obj_id in inference_state.objects})
         inference_state.decision_of.clear()
+        inference_state.scene_cuts.clear()
         inference_state.note_edit()

@@ -138,9 +138,12 @@ class TrackingRun:
 
     Args:
         scope: what is tracked; all other objects show what is known of them from before.
+        colours: of the frame before, where the run goes on after another one.
     """
 
-    def __init__(self, tracker: VideoTracker, state: VideoState, reverse: bool, scope: Scope) -> None:
+    def __init__(
+        self, tracker: VideoTracker, state: VideoState, reverse: bool, scope: Scope, colours: ColourWatch | None = None
+    ) -> None:
         self.tracker, self.state, self.reverse, self.scope = tracker, state, reverse, scope
         self._edits = (state.edits, state.obj_ids)  # when they were last taken in
         nothing = ProcessedFrame(-1, [], {}, [])
@@ -148,7 +151,7 @@ class TrackingRun:
         self._found: list[FrameOutput] = []  # on the latter
         self._looks_ahead = False
         self._doubts: list[str | None] = []  # of the same, why they are not believed
-        self._colours = ColourWatch(reverse)
+        self._colours = colours or ColourWatch(reverse)
 
     def frames(self, order: Sequence[int], options: SkipOptions) -> Iterator[FrameAnswer]:
         """Decide on the frames one by one, process or skip them, and put it on record.
@@ -222,7 +225,7 @@ class TrackingRun:
 
     def _is_cut(self, frame_idx: int) -> bool:
         """Whether another scene begins with a frame, in the direction of the run."""
-        return frame_idx + self.reverse in self.state.scene_cuts
+        return self.tracker.guard is not None and frame_idx + self.reverse in self.state.scene_cuts
 
     def _look_at_frame_before(self, order: Sequence[int]) -> None:
         """Where a run goes on after another, its first frame may begin a scene too."""
@@ -251,24 +254,34 @@ class TrackingRun:
         guard = self.tracker.guard
         if guard is None or not guard.finds_cuts:
             return False
-        is_cut = self._colours.change(frame_idx, self.state.frames.frame(frame_idx)) > guard.cut_distance
-        self.state.note_scene(frame_idx + self.reverse, is_cut)
-        return is_cut
+        change = self._colours.change(frame_idx, self.state.frames.frame(frame_idx))
+        if change is not None:
+            self.state.note_scene(frame_idx + self.reverse, change > guard.cut_distance)
+        return self._is_cut(frame_idx)
 
     def process(self, frame_idx: int) -> None:
         tracks = self._tracks(frame_idx)
         # With look-ahead the frames since the last key frame are yet to be shown.
         since = self._shown.frame_idx if self._looks_ahead and self._shown.frame_idx >= 0 else None
-        self._found = self.tracker._track_frame(
-            self.state, list(tracks.values()), frame_idx, self.reverse, since, self.begins_scene(frame_idx)
-        )
-        self._doubts = self.tracker._doubts(self.state, [*tracks.values()], self._found, frame_idx, self.reverse)
+        known = list(tracks.values())
+        if since is not None:
+            for track in known:
+                track.spread_doubt(since, frame_idx)
+        is_cut = self.begins_scene(frame_idx)
+        self._found = self.tracker._track_frame(self.state, known, frame_idx, self.reverse, since, is_cut)
+        self._doubts = self.tracker._doubts(self.state, known, self._found, frame_idx, self.reverse, since)
+        for obj_id, doubt in zip(tracks, self._doubts, strict=True):
+            if doubt is not None:
+                logger.info("Doubting object %r on frame %d: %s", obj_id, frame_idx, doubt)
         self._next = ProcessedFrame(frame_idx, self.state.obj_ids, tracks, self._found)
 
     def key_frame(self, frame_idx: int, frame: GateFrame) -> KeyFrame:
         key = key_frame_of(self._found, frame_idx, frame)
-        suspect = np.array([doubt is not None for doubt in self._doubts]) & (key.logits > 0).any(axis=(1, 2))
-        return key._replace(believed=~suspect) if suspect.any() else key
+        if not any(self._doubts):
+            return key
+        # What is gone is no mistake: it went somewhere between the key frames, as ever.
+        is_shown = (key.logits > 0).any(axis=(1, 2))
+        return key._replace(believed=np.array([doubt is None for doubt in self._doubts]) | ~is_shown)
 
     def _included(self) -> dict[ObjectId, ObjectTrack]:
         """What is tracked somewhere. An object whose prompts were all taken back is not, until it gets a new one."""

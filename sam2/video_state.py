@@ -168,19 +168,29 @@ class ObjectTrack:
         if prompted:
             self.propagated.pop(frame_idx, None)
 
+    def spread_doubt(self, key: int, end: int) -> None:
+        """Doubt the frames between a key frame that is doubted and another one: they will show its masks."""
+        if key in self.doubted:
+            for t in range(min(key, end) + 1, max(key, end)):
+                self.doubted.add(t)
+
     def _note_doubt(self, frame_idx: int, doubted: bool) -> None:
         (self.doubted.add if doubted else self.doubted.discard)(frame_idx)
 
     def forget_out_of_reach(self, frame_idx: int, reach: int) -> None:
-        """Drop all that is known of frames more than `reach` before this one, what the prompted ones remember aside.
-        Doubted frames in between do not count, and are dropped as if they did."""
+        """Drop all that is known of frames more than `reach` before this one, what the prompted ones remember aside,
+        and what the next mask is compared with. Doubted frames in between do not count, and are dropped as if they did.
+        """
         oldest, oldest_believed = frame_idx - reach, self.doubted.passing(frame_idx, reach, reverse=False)
+        last = self.last_believed(frame_idx + 1, reverse=False)
         stores: list[dict[int, Any]] = [
             self.points, self.masks, self.propagated, self.carried, self.faded, self.faded_carried, self.tracked,
         ]  # fmt: skip
         for store in stores:
+            is_output = store is self.propagated or store is self.faded
             for t in [t for t in store if t < oldest_believed or (t < oldest and t in self.doubted)]:
-                del store[t]
+                if not (is_output and t == last):
+                    del store[t]
         self.doubted.discard_before(oldest_believed)
 
     def forget_prompts(self, frame_idx: int) -> None:

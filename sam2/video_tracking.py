@@ -252,12 +252,15 @@ class VideoTracker(SAM2Base):
 
     def _doubts(
         self, state: VideoState, tracks: Sequence[ObjectTrack], outputs: Sequence[FrameOutput], frame_idx: int,
-        reverse: bool,
+        reverse: bool, since: int | None,
     ) -> list[str | None]:  # fmt: skip
         """Why each object's mask on a frame is not believed; None where it is, or was prompted.
 
         It is compared with the last one of the network's that was believed: what was carried to skipped frames since is
         no evidence of its own.
+
+        Args:
+            since: as of `_track_frame`.
         """
         if self.guard is None or not tracks:
             return [None] * len(tracks)
@@ -268,7 +271,8 @@ class VideoTracker(SAM2Base):
             if frame_idx in track.prompted:
                 doubts.append(None)
                 continue
-            last = track.last_believed(frame_idx, reverse)
+            after = frame_idx if since is None else since + (-1 if reverse else 1)
+            last = track.last_believed(after, reverse)
             masks = None if last is None or state.has_cut(last, frame_idx) else track.latest_masks(last)
             before = None if masks is None else shapes_of(masks > 0, frame)[0]
             gap = 1 if last is None else abs(frame_idx - last)

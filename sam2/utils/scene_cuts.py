@@ -12,7 +12,7 @@ import math
 import cv2
 import numpy as np
 
-SAMPLED_SIDE = 90  # pixels of the shorter side that are looked at: colours need no more
+SAMPLED_SIDE = 90  # pixels of the shorter side that are looked at, or up to twice as many: colours need no more
 BINS = (32, 64, 64)  # of L*, a* and b* in 8 bits
 SPREADS = (2.0, 1.5, 1.5)  # standard deviations that they are smoothed by, in bins
 
@@ -57,10 +57,10 @@ class ColourWatch:
         self._step = -1 if reverse else 1
         self._frame_idx: int | None = None  # the one that was asked for last, and its answer
         self._histogram = np.empty(0)
-        self._change = 0.0
+        self._change: float | None = None
 
-    def change(self, frame_idx: int, frame: np.ndarray) -> float:
-        """The `colour_distance` between a frame and the one before, if that was asked for last; 0 where another was.
+    def change(self, frame_idx: int, frame: np.ndarray) -> float | None:
+        """The `colour_distance` between a frame and the one before, if that was asked for last; None where another was.
 
         Asked for again, a frame gets the answer that it got.
 
@@ -70,6 +70,6 @@ class ColourWatch:
         if frame_idx != self._frame_idx:
             histogram = colour_histogram(frame)
             follows = self._frame_idx is not None and frame_idx == self._frame_idx + self._step
-            self._change = colour_distance(self._histogram, histogram) if follows else 0.0
+            self._change = colour_distance(self._histogram, histogram) if follows else None
             self._frame_idx, self._histogram = frame_idx, histogram
         return self._change
