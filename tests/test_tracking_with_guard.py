@@ -310,11 +310,10 @@ def _known(state, frames):
 
 def test_what_an_earlier_run_found_is_not_compared_with(small, seeing):
     """Wrong in a run without a guard, right when it is tracked again with one, with look-ahead."""
-    small.skipping = SkipOptions(1e6, "memory_guided", lookahead=4)
     seeing(small, lambda t: (6, 16) if t < 3 else (26, 16))
     small.guard = None
     state, _ = results_on(small, STILL[:13])
-    small.guard = TrackGuard()
+    small.guard, small.skipping = TrackGuard(), SkipOptions(1e6, "memory_guided", lookahead=4)
     seeing(small, lambda t: (6, 16))
     again = list(small.propagate_results(state, 0, progress=False))
     assert {result[1].status for result in again[1:]} == {"tracked", "warped"}
