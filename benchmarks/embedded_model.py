@@ -41,7 +41,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from sam2.build_sam import EMBEDDED, build_sam2_video_predictor
-from sam2.command_line import Parser, check_model_options, exit_code
+from sam2.command_line import Add, Parser, check_model_options, exit_code
 from sam2.modeling.sam2_utils import sample_one_point_from_error_center
 from sam2.track_guard import TrackGuard
 from sam2.utils.davis import DavisRoot, merge_masks, read_label_map
@@ -54,6 +54,7 @@ from training.sources import FIRST_TRAINING_SEED
 PROMPTS = ("mask", "box", "click")
 WITHOUT_NETWORK = {"copied": "first mask copied", "flow": "optical flow chained"}
 METHODS = (*WITHOUT_NETWORK, *PROMPTS)
+LEAST_FRAMES = 3  # the first and the last one are not scored
 DRAWN_SIZE = (480, 854)  # height, width
 FLOW_SIDE = 240  # pixels of the shorter side that flow is estimated at
 PICTURE_WIDTH, PICTURE_COLUMNS = 400, 4
@@ -325,16 +326,33 @@ def run(args: argparse.Namespace) -> list[Row]:
     return rows
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+def add_clip_options(add: Add, least_frames: int) -> None:
+    """Which clips are measured: see `check_clip_options`."""
     add("--davis_root", type=Path, help="folder with JPEGImages and Annotations")
     add("--split", default="val", help="ImageSets/<2017 or other>/<split>.txt (default: val)")
     add("--clips", type=int, default=50, help="drawn clips (default: 50)")
     add("--first", type=int, default=0, metavar="SEED", help="of the first drawn clip (default: 0)")
-    add("--frames", type=int, default=24, help="of a drawn clip, at least 3 (default: 24)")
+    add("--frames", type=int, default=24, help=f"of a drawn clip, at least {least_frames} (default: 24)")
     add("--difficulty", type=float, default=0.9, help="of the hardest drawn clip, 0 to 1 (default: 0.9)")
+
+
+def check_clip_options(parser: Parser, args: argparse.Namespace, least_frames: int) -> None:
+    """Refuse what leaves nothing to measure, or clips that training draws."""
+    if args.clips < 0 or args.frames < least_frames:
+        parser.error(f"--clips must be 0 or more, --frames {least_frames} or more")
+    if args.clips == 0 and args.davis_root is None:
+        parser.error("nothing to measure: give --davis_root or --clips")
+    if not 0 <= args.first <= FIRST_TRAINING_SEED - args.clips:
+        parser.error(
+            f"--first must leave the seeds of all clips at 0 or more, below {FIRST_TRAINING_SEED}, got {args.first}"
+        )
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add_clip_options(add, LEAST_FRAMES)
     add("--methods", nargs="+", choices=METHODS, default=METHODS, help="what is measured (default: everything)")
     add("--config", help="model config (default: the embedded model)")
     add("--checkpoint", help="weights that belong to --config")
@@ -349,14 +367,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--json", type=Path, help="where the figures go")
     add("--picture", type=Path, help="where a picture of the masks goes")
     args = parser.parse_args(argv)
-    if args.clips < 0 or args.frames < 3 or min(args.processes, args.threads, args.repeats) < 1:
-        parser.error("--clips must be 0 or more, --frames 3 or more, --processes, --threads and --repeats 1 or more")
-    if args.clips == 0 and args.davis_root is None:
-        parser.error("nothing to measure: give --davis_root or --clips")
-    if not 0 <= args.first <= FIRST_TRAINING_SEED - args.clips:
-        parser.error(
-            f"--first must leave the seeds of all clips at 0 or more, below {FIRST_TRAINING_SEED}, got {args.first}"
-        )
+    check_clip_options(parser, args, LEAST_FRAMES)
+    if min(args.processes, args.threads, args.repeats) < 1:
+        parser.error("--processes, --threads and --repeats must be 1 or more")
     if args.beside is not None and not set(args.methods) & set(PROMPTS):
         parser.error(f"--beside needs one of --methods {' '.join(PROMPTS)}")
     check_model_options(parser, args)

@@ -32,7 +32,16 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.embedded_model import Clip, Drawn, Model, draw, predictor_of, read
+from benchmarks.embedded_model import (
+    Clip,
+    Drawn,
+    Model,
+    add_clip_options,
+    check_clip_options,
+    draw,
+    predictor_of,
+    read,
+)
 from sam2.command_line import Parser, check_model_options, exit_code
 from sam2.results import FrameResult
 from sam2.track_guard import TrackGuard
@@ -234,12 +243,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--davis_root", type=Path, help="folder with JPEGImages and Annotations")
-    add("--split", default="val", help="ImageSets/<2017 or other>/<split>.txt (default: val)")
-    add("--clips", type=int, default=50, help="drawn clips (default: 50)")
-    add("--first", type=int, default=0, metavar="SEED", help="of the first drawn clip (default: 0)")
-    add("--frames", type=int, default=24, help="of a drawn clip, at least 9 (default: 24)")
-    add("--difficulty", type=float, default=0.9, help="of the hardest drawn clip, 0 to 1 (default: 0.9)")
+    add_clip_options(add, LEAST_FRAMES)
     add("--config", help="model config (default: the embedded model)")
     add("--checkpoint", help="weights that belong to --config")
     add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
@@ -249,10 +253,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--json", type=Path, help="where the figures go")
     add("--picture", type=Path, help="a clip with hidden objects, without a guard and with one")
     args = parser.parse_args(argv)
-    if args.clips < 0 or args.frames < LEAST_FRAMES or args.processes < 1:
-        parser.error(f"--clips must be 0 or more, --frames {LEAST_FRAMES} or more, --processes 1 or more")
-    if args.clips == 0 and args.davis_root is None:
-        parser.error("nothing to measure: give --davis_root or --clips")
+    check_clip_options(parser, args, LEAST_FRAMES)
+    if args.processes < 1:
+        parser.error("--processes must be 1 or more")
     check_model_options(parser, args)
     return args
 

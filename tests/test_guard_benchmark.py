@@ -95,7 +95,17 @@ def test_it_runs_on_a_folder_and_on_drawn_clips(tmp_path, capsys):
     assert "2 drawn" in printed and "doubted: " in printed and "cuts: " in printed
 
 
-@pytest.mark.parametrize("options", [["--frames", "8"], ["--clips", "-1"], ["--processes", "0"], ["--clips", "0"]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--frames", "8"],
+        ["--clips", "-1"],
+        ["--processes", "0"],
+        ["--clips", "0"],
+        ["--first", "-1"],
+        ["--first", str(2**32)],
+    ],
+)
 def test_what_cannot_be_measured_is_one_error(options, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(options)
