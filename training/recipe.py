@@ -11,6 +11,8 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from sam2.modeling.search_region import check_search_factor
+
 PRECISIONS = ("auto", "bfloat16", "float32")
 
 
@@ -24,6 +26,7 @@ class DataSource:
     split: str | None = None  # "davis": name of the list of sequences; None takes every annotated one, as "sav" does
     augment: bool = True  # flip, crop and colours of real clips; drawn clips vary by themselves
     max_stride: int = 3  # "davis" and "sav": at most every n-th frame is taken
+    search_factor: float | None = None  # clips of one object each, seen in regions so many times as long, as in use
 
 
 @dataclass
@@ -176,6 +179,8 @@ def _check(recipe: Recipe) -> None:
         _check_stage(f"stages.{i}", stage)
     if recipe.validation.source is not None:
         _check_source("validation.source", recipe.validation.source, ("davis", "sav"))
+        if recipe.validation.source.search_factor is not None:
+            raise ValueError("validation.source.search_factor must be null: whole frames are measured")
     _check_bounds("", recipe, {"workers": 0, "save_minutes": 0, "log_every": 1})
     if recipe.threads is not None:
         _check_bounds("", recipe, {"threads": 1})
@@ -211,6 +216,10 @@ def _check_source(place: str, source: DataSource, kinds: Sequence[str]) -> None:
     if source.kind != "drawn" and not source.root:
         raise ValueError(f"{place}.root, the folder of the {source.kind} clips, is missing")
     _check_bounds(f"{place}.", source, {"max_stride": 1, "weight": 0})
+    try:
+        check_search_factor(source.search_factor)
+    except ValueError as error:
+        raise ValueError(f"{place}.{error}") from error
 
 
 def _check_stage(place: str, stage: Stage) -> None:

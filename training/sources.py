@@ -14,6 +14,7 @@ from sam2.utils.drawn_clips import has_photographs, random_clip
 from training.clips import Sample
 from training.folders import AnnotatedVideo, open_davis, open_sav
 from training.recipe import DataSource
+from training.regions import follow_in_regions
 from training.views import View, random_view
 
 logger = logging.getLogger(__name__)
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 FIRST_TRAINING_SEED = 2**32
 """Drawn clips of seeds below are never trained on: they are for validation, tests and demonstrations."""
 
+DRAWN_FRAME = (480, 854)  # height, width of drawn clips that are seen in regions
 
 MIN_SHARE = 1 / 2000
 """Share of the first frame that an object shows, of a folder or of a varied clip, if it is to be prompted there."""
@@ -44,9 +46,14 @@ class SampleSource(Protocol):
 
 
 class DrawnSource:
-    """Drawn clips, each from a seed of its own."""
+    """Drawn clips, each from a seed of its own.
 
-    def __init__(self) -> None:
+    Args:
+        search_factor: of the regions that one object of each clip is seen in; None for all objects in the whole frame.
+    """
+
+    def __init__(self, search_factor: float | None = None) -> None:
+        self.search_factor = search_factor
         if not has_photographs():
             logger.warning(
                 "scikit-image is not installed: clips are drawn without its photographs, and a seed draws other clips "
@@ -55,7 +62,16 @@ class DrawnSource:
 
     def draw(self, rng: np.random.Generator, wanted: Wanted) -> Sample | None:
         """See `SampleSource`."""
-        return drawn_sample(int(rng.integers(FIRST_TRAINING_SEED, 2**63)), wanted)
+        seed = int(rng.integers(FIRST_TRAINING_SEED, 2**63))
+        if self.search_factor is None:
+            return drawn_sample(seed, wanted)
+        clip = random_clip(
+            seed, wanted.num_frames, DRAWN_FRAME, difficulty=wanted.difficulty, max_objects=wanted.max_objects
+        )
+        chosen = rng.integers(1, clip.labels[0].max() + 1)
+        return _promptable(
+            follow_in_regions(list(clip.frames), clip.labels == chosen, self.search_factor, wanted.size, View(), rng)
+        )
 
 
 def drawn_sample(seed: int, wanted: Wanted) -> Sample:
@@ -73,21 +89,26 @@ class FolderSource:
     Args:
         augment: vary them; otherwise the sample is the beginning of the video, whole and unchanged.
         max_stride: at most every n-th annotated frame is taken.
+        search_factor: of the regions that one object of each clip is seen in; None for several in the whole frame.
     """
 
-    def __init__(self, videos: Sequence[AnnotatedVideo], *, augment: bool, max_stride: int) -> None:
-        self.videos, self.augment, self.max_stride = videos, augment, max_stride
+    def __init__(
+        self, videos: Sequence[AnnotatedVideo], *, augment: bool, max_stride: int, search_factor: float | None = None
+    ) -> None:
+        self.videos, self.augment, self.max_stride, self.search_factor = videos, augment, max_stride, search_factor
 
     def draw(self, rng: np.random.Generator, wanted: Wanted) -> Sample | None:
         """See `SampleSource`."""
         with closing(self.videos[int(rng.integers(len(self.videos)))]) as video:
-            if not self.augment:
-                return beginning(video, wanted, rng)
-            stride = int(rng.integers(1, self.max_stride + 1))
-            room = len(video) - (wanted.num_frames - 1) * stride
-            indices = clip_frames(len(video), wanted.num_frames, int(rng.integers(max(room, 1))), stride)
-            indices = indices[::-1] if rng.random() < 0.5 else indices
-            return cut_sample(video, indices, random_view(rng), wanted, rng)
+            indices, view = clip_frames(len(video), wanted.num_frames, 0, 1), View()
+            if self.augment:
+                stride = int(rng.integers(1, self.max_stride + 1))
+                room = len(video) - (wanted.num_frames - 1) * stride
+                indices = clip_frames(len(video), wanted.num_frames, int(rng.integers(max(room, 1))), stride)
+                indices, view = indices[::-1] if rng.random() < 0.5 else indices, random_view(rng)
+            if self.search_factor is not None:
+                return follow_sample(video, indices, view, wanted.size, self.search_factor, rng)
+            return cut_sample(video, indices, view, wanted, rng)
 
 
 def beginning(video: AnnotatedVideo, wanted: Wanted, rng: np.random.Generator) -> Sample | None:
@@ -137,11 +158,33 @@ def cut_sample(
     return Sample(frames, masks)
 
 
+def follow_sample(
+    video: AnnotatedVideo, indices: Sequence[int], view: View, size: int, factor: float, rng: np.random.Generator
+) -> Sample | None:
+    """The frames `indices` of a video as an object that is visible on the first of them is followed through them."""
+    found = [video.masks(index) for index in indices]
+    visible = [i for i, mask in found[0].items() if mask.any()]
+    if not visible:
+        return None
+    chosen = visible[int(rng.integers(len(visible)))]
+    nothing = np.zeros_like(found[0][chosen])
+    masks = np.stack([masks.get(chosen, nothing) for masks in found])
+    pictures = [video.frame(index) for index in indices]
+    return _promptable(follow_in_regions(pictures, masks, factor, size, view, rng))
+
+
+def _promptable(sample: Sample) -> Sample | None:
+    """A sample of one object, unless it is too small to be prompted on the first frame."""
+    return sample if sample.masks[0, 0].mean() >= MIN_SHARE else None
+
+
 def open_source(source: DataSource) -> SampleSource:
     """Open one source of a recipe. Raises FileNotFoundError or ValueError naming what was expected in its folder."""
     if source.kind == "drawn":
-        return DrawnSource()
-    return FolderSource(open_videos(source), augment=source.augment, max_stride=source.max_stride)
+        return DrawnSource(source.search_factor)
+    return FolderSource(
+        open_videos(source), augment=source.augment, max_stride=source.max_stride, search_factor=source.search_factor
+    )
 
 
 def open_videos(source: DataSource) -> list[AnnotatedVideo]:

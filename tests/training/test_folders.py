@@ -207,6 +207,32 @@ def test_objects_that_are_too_small_on_the_first_frame_are_not_asked_for(davis: 
     )
 
 
+def test_with_search_regions_small_objects_are_seen_large_and_one_at_a_time(davis: Path):
+    spot = np.zeros((48, 80), np.uint8)
+    spot[20:26, 30:36], spot[40:43, 70:73] = 1, 2
+    for path in (davis / "Annotations" / "480p" / "walk").iterdir():
+        write_label_map(path, spot)
+    source = DataSource(kind="davis", root=str(davis), augment=False, search_factor=1.25)
+    shares = set()
+    for seed in range(12):
+        sample = open_source(source).draw(np.random.default_rng(seed), WANTED)
+        assert sample is not None and sample.masks.shape == (1, 3, 64, 64)
+        assert sample.frames[:, 0, 0, 0].tolist() == [20, 30, 50]
+        shares.add(float(sample.masks[0, 0].mean()))
+    assert sorted(shares) == pytest.approx([3**2 / 12**2, 6**2 / 12**2], rel=0.1)  # of regions of 12 pixels
+
+
+def test_with_search_regions_clips_vary_too_and_an_object_may_leave(davis: Path):
+    write_label_map(davis / "Annotations" / "480p" / "walk" / "00001.png", np.zeros((48, 80), np.uint8))
+    source = FolderSource(open_davis(davis, None), augment=True, max_stride=2, search_factor=2.0)
+    samples = [source.draw(np.random.default_rng(seed), WANTED) for seed in range(30)]
+    kept = [sample for sample in samples if sample is not None]
+    assert 0 < len(kept) < 30  # None where the first frame is the empty one
+    assert all(sample.masks.shape[0] == 1 and sample.masks[0, 0].any() for sample in kept)
+    assert any(not sample.masks[0, 1:].any(axis=(1, 2)).all() for sample in kept)
+    assert len({sample.frames[0, 32, 32].tobytes() for sample in kept}) > 20
+
+
 def test_augmented_clips_run_in_both_directions_and_at_several_speeds(davis: Path):
     videos = open_davis(davis, None)
     source = FolderSource(videos, augment=True, max_stride=2)

@@ -77,6 +77,11 @@ def test_overrides_change_nested_keys_and_items_of_lists(minimal: Path):
         ("data=[{kind: drawn, weight: 0}]", "data: no source has a weight above 0"),
         ("data=[{kind: drawn, weight: -1}]", "data.0.weight must be at least 0, got -1"),
         ("data=[{kind: sav, root: there, max_stride: 0}]", "data.0.max_stride must be at least 1, got 0"),
+        ("data=[{kind: drawn, search_factor: 0.5}]", "data.0.search_factor must be a number of 1 or more, or None"),
+        (
+            "validation.source={kind: davis, root: x, search_factor: 2}",
+            "validation.source.search_factor must be null: whole frames are measured",
+        ),
         ("validation.source={kind: films}", "validation.source.kind must be davis or sav, got 'films'"),
         ("validation.source={kind: davis}", "validation.source.root, the folder of the davis clips, is missing"),
         ("validation.clips=0", "validation.clips must be at least 1, got 0"),

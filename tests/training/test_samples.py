@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -159,6 +160,39 @@ def test_drawn_clips_without_photographs_are_pointed_out(monkeypatch, caplog):
     monkeypatch.setattr("training.sources.has_photographs", lambda: False)
     DrawnSource()
     assert "scikit-image is not installed" in caplog.text
+
+
+def test_drawn_clips_may_be_seen_in_search_regions():
+    whole, near = draw(), draw(data=[DataSource(kind="drawn", search_factor=1.25)])
+    shares = [np.mean([draws[i].masks[:, 0].mean() for i in range(8)]) for draws in (whole, near)]
+    assert shares[1] > 2 * shares[0]
+    for i in range(8):
+        assert near[i].frames.shape == (2, 64, 64, 3) and near[i].masks.shape == (1, 2, 64, 64)
+
+
+def draw_squares(monkeypatch, *sides: int) -> list[int]:
+    """Clips show squares of these sides, each of a brightness of its own, from now on. Returns a list of the seeds."""
+    seeds: list[int] = []
+    labels = np.zeros((2, 480, 854), np.uint8)
+    for i, side in enumerate(sides):
+        labels[:, 50 : 50 + side, 200 * i + 50 : 200 * i + 50 + side] = i + 1
+    clip = SimpleNamespace(frames=np.repeat(60 * labels[..., None], 3, axis=3), labels=labels)
+    monkeypatch.setattr("training.sources.random_clip", lambda seed, *args, **options: seeds.append(seed) or clip)
+    return seeds
+
+
+def test_search_regions_show_any_object_of_a_drawn_clip_from_a_seed_that_is_not_held_out(monkeypatch):
+    seeds = draw_squares(monkeypatch, 40, 40, 40)
+    samples = [DrawnSource(1.25).draw(np.random.default_rng(i), WANTED) for i in range(30)]
+    assert {int(sample.frames[0, 32, 32, 0]) for sample in samples if sample is not None} == {60, 120, 180}
+    assert min(seeds) >= FIRST_TRAINING_SEED and len(set(seeds)) == 30
+
+
+def test_objects_that_are_too_small_even_in_a_search_region_are_not_asked_for(monkeypatch):
+    draw_squares(monkeypatch, 1)  # of 120 x 120 pixels, the smallest region
+    assert DrawnSource(1.25).draw(np.random.default_rng(0), WANTED._replace(size=128)) is None
+    draw_squares(monkeypatch, 6)
+    assert DrawnSource(1.25).draw(np.random.default_rng(0), WANTED._replace(size=128)) is not None
 
 
 def test_training_never_draws_the_clips_that_are_held_out(monkeypatch):
