@@ -16,22 +16,31 @@ from torch import Tensor
 class Sample(NamedTuple):
     """A clip, and the masks of the objects that are to be tracked through it.
 
-    frames: RGB uint8 (T, S, S, 3). masks: bool (O, T, S, S), none of them empty on the first frame.
+    frames: RGB uint8 (T, S, S, 3). masks: bool (O, T, S, S), none of them empty on the first frame. near: the frames
+    show the search region of the one object, which is prompted by its mask: other prompts find the region first.
     """
 
     frames: np.ndarray
     masks: np.ndarray
+    near: bool = False
 
 
 class ClipBatch(NamedTuple):
     """Clips of one length, and the objects of all of them in one row.
 
-    frames: uint8 (N, T, 3, S, S). masks: bool (B, T, S, S). clip_of: int64 (B,), the clip each object is in.
+    frames: uint8 (N, T, 3, S, S). masks: bool (B, T, S, S). clip_of: int64 (B,), the clip each object is in. near: bool
+    (N,), the clips that show search regions.
     """
 
     frames: Tensor
     masks: Tensor
     clip_of: Tensor
+    near: Tensor
+
+    @property
+    def near_objects(self) -> Tensor:
+        """The objects that are seen in search regions, bool (B,)."""
+        return self.near[self.clip_of]
 
     def to(self, device: torch.device) -> ClipBatch:
         """The same on another device."""
@@ -43,7 +52,8 @@ def collate(samples: Sequence[Sample]) -> ClipBatch:
     frames = torch.from_numpy(np.stack([s.frames for s in samples])).permute(0, 1, 4, 2, 3).contiguous()
     masks = torch.from_numpy(np.concatenate([s.masks for s in samples]))
     counts = torch.tensor([len(s.masks) for s in samples])
-    return ClipBatch(frames, masks, torch.arange(len(samples)).repeat_interleave(counts))
+    near = torch.tensor([s.near for s in samples])
+    return ClipBatch(frames, masks, torch.arange(len(samples)).repeat_interleave(counts), near)
 
 
 def join(batches: Sequence[ClipBatch]) -> ClipBatch:
@@ -55,6 +65,7 @@ def join(batches: Sequence[ClipBatch]) -> ClipBatch:
         torch.cat([batch.frames for batch in batches]),
         torch.cat([batch.masks for batch in batches]),
         torch.cat([batch.clip_of + first for batch, first in zip(batches, firsts, strict=True)]),
+        torch.cat([batch.near for batch in batches]),
     )
 
 
@@ -67,4 +78,4 @@ def exactly(batch: ClipBatch, count: int) -> ClipBatch:
     there = len(batch.masks)
     turns = [torch.randperm(there) for _ in range(-(-count // there))]
     rows = torch.cat(turns)[:count].to(batch.masks.device)
-    return ClipBatch(batch.frames, batch.masks[rows], batch.clip_of[rows])
+    return batch._replace(masks=batch.masks[rows], clip_of=batch.clip_of[rows])

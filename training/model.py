@@ -81,7 +81,7 @@ class ClipModel(nn.Module):
         """
         num_objects, num_frames = batch.masks.shape[:2]
         encoded = self._encode_apart(batch, lead)
-        groups = group_prompts(batch.masks[:, 0, None], mix)
+        groups = group_prompts(batch.masks[:, 0, None], mix, batch.near_objects)
         plan = draw_plan(mix, num_frames, lead)
         bank, tally, kept = MemoryBank({}, {}), Tally(self.weights), {}
         order = (*plan.prompted, *(t for t in range(num_frames) if t not in plan.prompted))
@@ -99,7 +99,7 @@ class ClipModel(nn.Module):
                         tally.add("tracked", answers, target[:, 0], counted=_prompted_by_mask(groups, num_objects))
                     output = answers[-1]
                 if t == plan.practice_frame:
-                    self._practise(features, target, plan.practice_clicks, tally)
+                    self._practise(features, target, batch.near_objects, plan.practice_clicks, tally)
                 if t != order[-1]:
                     frames = bank.prompted if t in plan.prompted or t in plan.corrected else bank.propagated
                     frames[t] = self._remember(features, output)  # type: ignore[index]
@@ -138,9 +138,10 @@ class ClipModel(nn.Module):
         order = torch.cat([group.rows for group in groups]).argsort()
         return _merge(finals, order)
 
-    def _practise(self, features: FrameFeatures, target: Tensor, clicks: int, tally: Tally) -> None:
-        """Prompt the visible objects by a box, and by a click, that leave no memory, and correct the answers."""
-        rows = target.flatten(1).any(dim=1).nonzero()[:, 0]
+    def _practise(self, features: FrameFeatures, target: Tensor, near: Tensor, clicks: int, tally: Tally) -> None:
+        """Prompt the visible objects of whole frames by a box, and by a click, that leave no memory, and correct the
+        answers."""
+        rows = (target.flatten(1).any(dim=1) & ~near).nonzero()[:, 0]
         if len(rows) > PRACTICE_UNIT:  # see `exactly`
             rows = rows[torch.randperm(len(rows))[: len(rows) - len(rows) % PRACTICE_UNIT].to(rows.device)]
         for kind in ("box", "click") if len(rows) else ():

@@ -38,14 +38,17 @@ class Plan(NamedTuple):
     practice_clicks: int
 
 
-def group_prompts(masks: Tensor, mix: PromptMix) -> list[PromptGroup]:
+def group_prompts(masks: Tensor, mix: PromptMix, near: Tensor) -> list[PromptGroup]:
     """Draw a kind of prompt for each object of the first frame, masks bool (B, 1, S, S).
 
-    Of B objects every kind has its share to within one: groups of nearly the same sizes from step to step.
+    Those that are seen in a search region, `near` bool (B,), are prompted by their masks. Of the others every kind has
+    its share to within one: groups of nearly the same sizes from step to step.
     """
     bounds = torch.tensor([mix.mask, mix.box, mix.click], dtype=torch.float64).cumsum(0)
-    places = (torch.randperm(len(masks)) + torch.rand((), dtype=torch.float64)) / len(masks)
-    kinds = torch.bucketize(places * bounds[-1], bounds[:-1], right=True).to(masks.device)
+    others = (~near).nonzero()[:, 0]
+    places = (torch.randperm(len(others)) + torch.rand((), dtype=torch.float64)) / len(others)
+    kinds = torch.full((len(masks),), KINDS.index("mask"), device=masks.device)
+    kinds[others] = torch.bucketize(places * bounds[-1], bounds[:-1], right=True).to(masks.device)
     groups = []
     for i, kind in enumerate(KINDS):
         rows = (kinds == i).nonzero()[:, 0]

@@ -26,7 +26,7 @@ class DataSource:
     split: str | None = None  # "davis": name of the list of sequences; None takes every annotated one, as "sav" does
     augment: bool = True  # flip, crop and colours of real clips; drawn clips vary by themselves
     max_stride: int = 3  # "davis" and "sav": at most every n-th frame is taken
-    search_factor: float | None = None  # clips of one object each, seen in regions so many times as long, as in use
+    search_factor: float | None = None  # clips of one object each, prompted by its mask, seen in regions so much longer
 
 
 @dataclass
@@ -177,6 +177,11 @@ def _check(recipe: Recipe) -> None:
         _check_source(f"data.{i}", source, ("drawn", "davis", "sav"))
     for i, stage in enumerate(recipe.stages):
         _check_stage(f"stages.{i}", stage)
+        if stage.frames == 1 and any(source.search_factor is not None for source in recipe.data):
+            raise ValueError(
+                f"stages.{i}.frames must be more than 1 for sources with search_factor: their objects are prompted by "
+                "their masks, which leaves nothing to learn of single frames"
+            )
     if recipe.validation.source is not None:
         _check_source("validation.source", recipe.validation.source, ("davis", "sav"))
         if recipe.validation.source.search_factor is not None:

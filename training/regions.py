@@ -38,7 +38,7 @@ def follow_in_regions(
     view = view._replace(left=0.0, top=0.0, width=1.0, height=1.0, turn=0.0)
     frames = [view.frame(p[r.rows, r.columns], size) for p, r in zip(pictures, regions, strict=True)]
     shown = [view.mask(m[r.rows, r.columns], size) for m, r in zip(masks, regions, strict=True)]
-    return Sample(np.stack(frames), np.stack(shown)[None])
+    return Sample(np.stack(frames), np.stack(shown)[None], near=True)
 
 
 def regions_of(boxes: Sequence[Box | None], frame: Size, factor: float, rng: np.random.Generator) -> list[Region]:

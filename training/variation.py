@@ -35,7 +35,8 @@ def varied(batch: ClipBatch) -> ClipBatch:
     masks = _seen_through(views[clip_of], batch.masks[rows].float()) >= 0.5
     shape = batch.frames.shape
     frames = _seen_through(views, batch.frames.flatten(1, 2).float()).reshape(shape)
-    return ClipBatch(_recoloured(frames).round_().clamp_(0, 255).to(torch.uint8), masks, clip_of)
+    frames = _recoloured(frames).round_().clamp_(0, 255).to(torch.uint8)
+    return batch._replace(frames=frames, masks=masks, clip_of=clip_of)
 
 
 def _turned_round(batch: ClipBatch) -> ClipBatch:
@@ -45,7 +46,7 @@ def _turned_round(batch: ClipBatch) -> ClipBatch:
     turned = (torch.rand(len(fixed)) < 0.5).to(fixed.device) & ~fixed
     frames = torch.where(turned[:, None, None, None, None], batch.frames.flip(1), batch.frames)
     masks = torch.where(turned[batch.clip_of][:, None, None, None], batch.masks.flip(1), batch.masks)
-    return ClipBatch(frames, masks, batch.clip_of)
+    return batch._replace(frames=frames, masks=masks)
 
 
 def _visible(masks: Tensor) -> Tensor:

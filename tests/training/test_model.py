@@ -42,21 +42,21 @@ def test_a_given_mask_is_the_answer_of_its_frame(model: ClipModel, batch: ClipBa
 
 def test_an_object_is_tracked_through_its_own_clip_alone(model: ClipModel, batch: ClipBatch):
     together = model(batch, MASKS_ONLY).batch.losses
-    first = ClipBatch(batch.frames[:1], batch.masks[:1], batch.clip_of[:1])
-    second = ClipBatch(batch.frames[1:], batch.masks[1:], batch.clip_of[1:] - 1)
+    first = ClipBatch(batch.frames[:1], batch.masks[:1], batch.clip_of[:1], batch.near[:1])
+    second = ClipBatch(batch.frames[1:], batch.masks[1:], batch.clip_of[1:] - 1, batch.near[1:])
     parts = [model(part, MASKS_ONLY).batch.losses for part in (first, second)]
     expected = (parts[0].total + 2 * parts[1].total) / 3  # means over one and two objects
     assert torch.allclose(together.total, expected, rtol=1e-4)
 
 
 def test_groups_of_prompts_come_back_in_the_order_of_their_objects(model: ClipModel, batch: ClipBatch):
-    shuffled = ClipBatch(batch.frames, batch.masks[[2, 0, 1]], batch.clip_of[[2, 0, 1]])
+    shuffled = batch._replace(masks=batch.masks[[2, 0, 1]], clip_of=batch.clip_of[[2, 0, 1]])
     for seed in range(3):
         torch.manual_seed(seed)
         mix = PromptMix(mask=0.5, box=0.5, click=0, correction=0, first_correction=0)
         masks = masks_of(model, shuffled, mix)
         torch.manual_seed(seed)
-        groups = group_prompts(shuffled.masks[:, 0, None], mix)
+        groups = group_prompts(shuffled.masks[:, 0, None], mix, shuffled.near_objects)
         assert [group.kind for group in groups] == ["mask", "box"]
         for row in groups[0].rows:
             assert torch.equal(masks[row, 0], shuffled.masks[row, 0])
@@ -110,7 +110,7 @@ def test_further_prompted_frames_are_remembered_before_anything_is_tracked(
 def test_a_lead_is_tracked_alike_and_the_frames_after_it_alone_are_trained(
     model: ClipModel, batch: ClipBatch, monkeypatch: pytest.MonkeyPatch
 ):
-    clip = ClipBatch(batch.frames[:, [0, 1, 2, 1, 2]], batch.masks[:, [0, 1, 2, 1, 2]], batch.clip_of)
+    clip = batch._replace(frames=batch.frames[:, [0, 1, 2, 1, 2]], masks=batch.masks[:, [0, 1, 2, 1, 2]])
     losses: list[float] = []
 
     def watched(answer: Any, target: torch.Tensor, weights: LossWeights) -> Any:
@@ -183,7 +183,7 @@ def test_memory_is_written_for_frames_that_are_read_only(
     monkeypatch.setattr(ClipModel, "_remember", lambda self, *args: written.append(1) or remember(self, *args))
     masks_of(model, batch)
     assert len(written) == 2
-    single = ClipBatch(batch.frames[:, :1], batch.masks[:, :1], batch.clip_of)
+    single = batch._replace(frames=batch.frames[:, :1], masks=batch.masks[:, :1])
     masks_of(model, single, PromptMix(mask=0, box=0, click=1))
     assert len(written) == 2
 
@@ -231,6 +231,26 @@ def test_many_objects_are_practised_on_in_multiples(
     monkeypatch.setattr(SAM2Base, "segment", seen)
     model(batch, replace(MASKS_ONLY, practice=1.0))
     assert [count for count in counts if count is not None] == [2, 2], "a box and a click each, for two of three"
+
+
+def test_what_is_seen_in_a_search_region_is_given_by_its_mask_and_not_practised_on(
+    model: ClipModel, batch: ClipBatch, monkeypatch: pytest.MonkeyPatch
+):
+    seen = []
+    segment = SAM2Base.segment
+
+    def note(self: SAM2Base, features: Any, bank: Any, request: Any) -> Any:
+        seen.append((len(features.maps[0]), request.points is not None))
+        return segment(self, features, bank, request)
+
+    monkeypatch.setattr(SAM2Base, "segment", note)
+    clicks = PromptMix(mask=0, box=0, click=1, correction=0, first_correction=0, practice=1.0)
+    masks = masks_of(model, batch._replace(near=torch.tensor([False, True])), clicks)
+    assert sorted(seen) == [(1, True)] * 3 + [(2, False)], "one object is clicked and practised on, two are given"
+    assert torch.equal(masks[1:, 0], batch.masks[1:, 0])
+    seen.clear()
+    model(batch._replace(near=torch.tensor([True, True])), clicks)
+    assert seen == [(3, False)]
 
 
 def test_practice_leaves_tracking_as_it_is(model: ClipModel, batch: ClipBatch):

@@ -17,10 +17,15 @@ def blocks(count: int) -> torch.Tensor:
     return masks
 
 
+def whole(count: int) -> torch.Tensor:
+    """None of these objects is seen in a search region."""
+    return torch.zeros(count, dtype=torch.bool)
+
+
 def test_every_object_is_prompted_in_one_way():
     torch.manual_seed(0)
     masks = blocks(12)
-    groups = group_prompts(masks, PromptMix(mask=1, box=1, click=1))
+    groups = group_prompts(masks, PromptMix(mask=1, box=1, click=1), whole(12))
     assert [group.kind for group in groups] == ["mask", "box", "click"]
     assert sorted(torch.cat([group.rows for group in groups]).tolist()) == list(range(12))
     given, box, click = groups
@@ -34,7 +39,7 @@ def test_every_object_is_prompted_in_one_way():
 @pytest.mark.parametrize("kind", ["mask", "box", "click"])
 def test_shares_decide_how_often_a_kind_is_used(kind: str):
     shares = {each: float(each == kind) for each in ("mask", "box", "click")}
-    groups = group_prompts(blocks(5), PromptMix(shares["mask"], shares["box"], shares["click"]))
+    groups = group_prompts(blocks(5), PromptMix(shares["mask"], shares["box"], shares["click"]), whole(5))
     assert [group.kind for group in groups] == [kind]
 
 
@@ -43,13 +48,25 @@ def test_every_kind_has_its_share_of_the_objects_to_within_one():
     firsts = 0
     for seed in range(40):
         torch.manual_seed(seed)
-        groups = {group.kind: group.rows.tolist() for group in group_prompts(blocks(8), mix)}
+        groups = {group.kind: group.rows.tolist() for group in group_prompts(blocks(8), mix, whole(8))}
         sizes.add(tuple(len(groups.get(kind, [])) for kind in ("mask", "box", "click")))
         firsts += 0 in groups["mask"]
     for size in sizes:
         assert all(abs(count - 8 * share) < 1 for count, share in zip(size, (0.7, 0.2, 0.1), strict=True)), size
     assert len(sizes) > 1, "what does not come out even is drawn"
     assert 20 <= firsts <= 36, "which objects are of a kind is drawn"
+
+
+def test_objects_in_search_regions_are_prompted_by_their_masks_and_leave_the_others_their_shares():
+    near = torch.tensor([True, False, True, False, False, False])
+    for seed in range(10):
+        torch.manual_seed(seed)
+        groups = group_prompts(blocks(6), PromptMix(mask=0, box=1, click=1), near)
+        rows = {group.kind: group.rows.tolist() for group in groups}
+        assert rows["mask"] == [0, 2] and sorted(rows["box"] + rows["click"]) == [1, 3, 4, 5]
+        assert len(rows["box"]) == len(rows["click"])
+    (only,) = group_prompts(blocks(6), PromptMix(mask=0, box=1, click=1), torch.ones(6, dtype=torch.bool))
+    assert only.kind == "mask" and only.rows.tolist() == list(range(6))
 
 
 def test_corrections_come_as_often_as_asked_for_and_never_on_the_first_frame():

@@ -110,6 +110,13 @@ def test_what_is_wrong_is_named(minimal: Path, override: str, message: str):
         load_recipe(minimal, [override])
 
 
+def test_search_regions_need_frames_to_track(minimal: Path):
+    single = ["stages.0.frames=1", "stages.0.prompts.mask=0"]
+    assert load_recipe(minimal, single).stages[0].frames == 1
+    with pytest.raises(ValueError, match=r"stages.0.frames must be more than 1 for sources with search_factor"):
+        load_recipe(minimal, [*single, "data=[{kind: drawn, search_factor: 1.25}]"])
+
+
 def test_a_source_may_be_left_out_and_what_is_not_measured_may_be_empty(minimal: Path):
     recipe = load_recipe(minimal, ["data=[{kind: drawn}, {kind: drawn, weight: 0}]", "validation={every: 0, clips: 0}"])
     assert recipe.data[1].weight == 0 and recipe.validation.clips == 0

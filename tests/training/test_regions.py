@@ -81,7 +81,7 @@ def test_of_an_object_no_more_is_found_than_the_region_shows(exact):
 def test_frames_and_masks_show_the_same_part():
     pictures, masks = clip(walk(4))
     sample = follow_in_regions(pictures, masks, FACTOR, 64, View(), rng())
-    assert sample.frames.shape == (4, 64, 64, 3) and sample.masks.shape == (1, 4, 64, 64)
+    assert sample.frames.shape == (4, 64, 64, 3) and sample.masks.shape == (1, 4, 64, 64) and sample.near
     assert np.array_equal(sample.masks[0], sample.frames[..., 0] >= 128)
     share = sample.masks.mean(axis=(0, 2, 3))
     assert share == pytest.approx(4 * [40 * 30 / 80**2], rel=0.2)  # of the frame, it is a twentieth
