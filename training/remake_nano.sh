@@ -8,7 +8,7 @@ usage() {
 Usage: training/remake_nano.sh [FOLDER] [KEY=VALUE...]
 
 Trains checkpoints/sam2.1_hiera_nano.pt again, part after part, each from what the one before it made, into FOLDER
-(default: outputs/remade); the last one's weights are in FOLDER/fifth_part/model.pt. Ctrl-C stops it, and the same
+(default: outputs/remade); the last one's weights are in FOLDER/sixth_part/model.pt. Ctrl-C stops it, and the same
 command goes on where it was stopped. The first part was an earlier program's: its weights are taken from the history,
 so this runs from a full clone. The third part asks for a GPU of 80 GB, the others for two CPU cores that compute in
 bfloat16; FOLDER may be carried from one machine to another.
@@ -67,3 +67,4 @@ part second_part nano_cpu.yaml 2 device=cpu positional_heads=4
 part third_part nano.yaml 1 device=cuda
 part fourth_part nano_last.yaml 2 device=cpu
 part fifth_part nano_sizes.yaml 2 device=cpu
+part sixth_part nano_regions.yaml 2 device=cpu

@@ -64,6 +64,7 @@ def test_each_part_goes_on_from_the_weights_of_the_one_before(bench):
         ("third_part", "nano", [], ["device=cuda"]),
         ("fourth_part", "nano_last", two, ["device=cpu"]),
         ("fifth_part", "nano_sizes", two, ["device=cpu"]),
+        ("sixth_part", "nano_regions", two, ["device=cpu"]),
     )
     weights = out / "first_part.pt"
     for words, (name, recipe, launch, own) in zip(parts, wanted, strict=True):
@@ -77,7 +78,7 @@ def test_after_a_failure_the_same_command_goes_on(bench):
     stopped = bench.call("out", FAILS="fourth_part")  # after it has saved its state
     assert stopped.returncode == 3 and len(bench.asked) == 4  # the weights and three parts
     assert bench.call("out").returncode == 0
-    assert ["--resume" in words for words in bench.asked] == [True, True, True, False]
+    assert ["--resume" in words for words in bench.asked] == [True, True, True, False, False]
 
 
 def test_without_the_history_nothing_is_left_that_would_be_taken_for_weights(bench):
@@ -103,12 +104,12 @@ def test_what_is_not_understood_is_named(bench, args, message):
 def test_a_folder_may_have_an_equals_sign_in_its_name_and_cdpath_leads_nowhere(bench, tmp_path):
     (tmp_path / "elsewhere" / "runs" / "lr=1").mkdir(parents=True)
     assert bench.call("runs/lr=1", "seed=9", CDPATH=str(tmp_path / "elsewhere")).returncode == 0
-    assert (bench.here / "runs" / "lr=1" / "fifth_part" / "model.pt").exists()
+    assert (bench.here / "runs" / "lr=1" / "sixth_part" / "model.pt").exists()
     assert all("seed=9" in words for words in bench.asked[1:])
 
 
 def test_without_a_folder_it_is_the_one_that_help_names(bench):
     told = bench.call("--help")
-    assert told.returncode == 0 and "FOLDER/fifth_part/model.pt" in told.stdout and not bench.asked
+    assert told.returncode == 0 and "FOLDER/sixth_part/model.pt" in told.stdout and not bench.asked
     assert "(default: outputs/remade)" in told.stdout
-    assert bench.call().returncode == 0 and (bench.here / "outputs" / "remade" / "fifth_part" / "model.pt").exists()
+    assert bench.call().returncode == 0 and (bench.here / "outputs" / "remade" / "sixth_part" / "model.pt").exists()
