@@ -24,7 +24,7 @@ class DataSource:
     weight: float = 1.0  # share of the clips, against the weights of the other sources
     root: str | None = None  # folder of "davis" and "sav"
     split: str | None = None  # "davis": name of the list of sequences; None takes every annotated one, as "sav" does
-    augment: bool = True  # flip, crop and colours of real clips; drawn clips vary by themselves
+    augment: bool = True  # flip, crop and colours of real clips, no crop in regions; drawn clips vary by themselves
     max_stride: int = 3  # "davis" and "sav": at most every n-th frame is taken
     search_factor: float | None = None  # clips of one object each, prompted by its mask, seen in regions so much longer
 
@@ -177,11 +177,8 @@ def _check(recipe: Recipe) -> None:
         _check_source(f"data.{i}", source, ("drawn", "davis", "sav"))
     for i, stage in enumerate(recipe.stages):
         _check_stage(f"stages.{i}", stage)
-        if stage.frames == 1 and any(source.search_factor is not None for source in recipe.data):
-            raise ValueError(
-                f"stages.{i}.frames must be more than 1 for sources with search_factor: their objects are prompted by "
-                "their masks, which leaves nothing to learn of single frames"
-            )
+        if any(source.weight > 0 and source.search_factor is not None for source in recipe.data):
+            _check_regions(f"stages.{i}", stage)
     if recipe.validation.source is not None:
         _check_source("validation.source", recipe.validation.source, ("davis", "sav"))
         if recipe.validation.source.search_factor is not None:
@@ -252,6 +249,20 @@ def _check_stage(place: str, stage: Stage) -> None:
         raise ValueError(
             f"{place}.prompts.prompted_frames must leave frames to track, got {mix.prompted_frames} of {trained} frames"
             f"{' outside of the lead' if stage.lead else ''}"
+        )
+
+
+def _check_regions(place: str, stage: Stage) -> None:
+    """Raise ValueError where what is seen in search regions would not be prompted and tracked as in use."""
+    if stage.frames == 1:
+        raise ValueError(
+            f"{place}.frames must be more than 1 for sources with search_factor: their objects are prompted by their "
+            "masks, which leaves nothing to learn of single frames"
+        )
+    if stage.prompts.prompted_frames > 1:
+        raise ValueError(
+            f"{place}.prompts.prompted_frames must be 1 for sources with search_factor, got "
+            f"{stage.prompts.prompted_frames}: a frame that is prompted again has a region of its own"
         )
 
 

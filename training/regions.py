@@ -15,7 +15,7 @@ from sam2.modeling.search_region import Box, Region, Size, box_of_mask, next_reg
 from training.clips import Sample
 from training.views import View
 
-BLUR = 0.03  # of a box's longer side: standard deviation of where the network finds each edge of it
+BLUR = 0.03  # of a box's width and height: standard deviation of where the network finds an edge of it
 
 
 def follow_in_regions(
@@ -32,42 +32,48 @@ def follow_in_regions(
 
     Returns:
         frames (T, S, S, 3) and masks (1, T, S, S).
+
+    Raises:
+        ValueError: pictures of another size than the masks, or nothing on the first mask.
     """
-    frame = Size(*masks.shape[1:])
-    regions = regions_of([_box(mask, frame) for mask in masks], frame, factor, rng)
+    sizes = {picture.shape[:2] for picture in pictures}
+    if sizes != {masks.shape[1:]}:
+        raise ValueError(f"search regions need masks of the frames' size, got {masks.shape[1:]} and {sorted(sizes)}")
+    regions = regions_of(masks, factor, rng)
     view = view._replace(left=0.0, top=0.0, width=1.0, height=1.0, turn=0.0)
     frames = [view.frame(p[r.rows, r.columns], size) for p, r in zip(pictures, regions, strict=True)]
     shown = [view.mask(m[r.rows, r.columns], size) for m, r in zip(masks, regions, strict=True)]
     return Sample(np.stack(frames), np.stack(shown)[None], near=True)
 
 
-def regions_of(boxes: Sequence[Box | None], frame: Size, factor: float, rng: np.random.Generator) -> list[Region]:
-    """The regions in which an object is looked for that is in these boxes; None where it is hidden.
+def regions_of(masks: np.ndarray, factor: float, rng: np.random.Generator) -> list[Region]:
+    """The regions in which an object is looked for that is where its masks, bool (T, H, W), say.
 
     In use a region follows from what was found on the frame before: of the object no more than the last region shows,
-    and that not to the pixel. The first box was given, and is exact.
+    and that not to the pixel. The first mask was given, and is exact.
     """
-    first = boxes[0]
-    if first is None:
+    frame = Size(*masks.shape[1:])
+    found = _box(masks[0])
+    if found is None:
         raise ValueError("the object is not to be seen on the first frame")
-    regions, found = [region_around(first, frame, factor)], boxes[0]
-    for t in range(1, len(boxes)):
+    regions = [region_around(found, frame, factor)]
+    for t in range(1, len(masks)):
         regions.append(next_region(regions[-1], found, frame, factor))
-        found = _as_found(boxes[t], regions[-1], rng)
+        found = _found_in(regions[-1], masks[t], rng)
     return regions
 
 
-def _as_found(box: Box | None, region: Region, rng: np.random.Generator) -> Box | None:
-    """A box as the network sees it in a region; None where no part of it is inside."""
-    if box is None:
+def _found_in(region: Region, mask: np.ndarray, rng: np.random.Generator) -> Box | None:
+    """About the box of what a region shows of an object; None where that is nothing."""
+    seen = _box(mask[region.rows, region.columns])
+    if seen is None:
         return None
-    left, top, right, bottom = np.asarray(box) + BLUR * box.longer_side * rng.standard_normal(4)
-    seen = Box(
-        max(left, region.left), max(top, region.top),
-        min(right, region.left + region.width), min(bottom, region.top + region.height),
-    )  # fmt: skip
-    return seen if seen.left < seen.right and seen.top < seen.bottom else None
+    left, top, right, bottom = seen
+    width, height = right - left, bottom - top
+    edges = np.asarray(seen) + BLUR * np.array([width, height, width, height]) * rng.standard_normal(4)
+    left, top, right, bottom = np.clip(edges, 0, [region.width, region.height] * 2).tolist()
+    return Box(region.left + left, region.top + top, region.left + right, region.top + bottom)
 
 
-def _box(mask: np.ndarray, frame: Size) -> Box | None:
-    return box_of_mask(torch.from_numpy(mask)[None, None], frame)
+def _box(mask: np.ndarray) -> Box | None:
+    return box_of_mask(torch.from_numpy(mask)[None, None], Size(*mask.shape))

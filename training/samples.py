@@ -48,7 +48,7 @@ class SampleDraw(Dataset):
         place = self.data[chosen].root or "drawn clips"
         raise ValueError(
             f"data.{chosen}: none of {ATTEMPTS} clips from {place} shows an object on its first frame that covers at "
-            f"least {MIN_SHARE:.2%} of it"
+            f"least {MIN_SHARE:.2%} of what is seen"
         )
 
 

@@ -25,7 +25,7 @@ FIRST_TRAINING_SEED = 2**32
 DRAWN_FRAME = (480, 854)  # height, width of drawn clips that are seen in regions
 
 MIN_SHARE = 1 / 2000
-"""Share of the first frame that an object shows, of a folder or of a varied clip, if it is to be prompted there."""
+"""Share of the first frame, or of its search region, that an object shows if it is to be prompted there."""
 
 
 class Wanted(NamedTuple):
@@ -87,7 +87,7 @@ class FolderSource:
     """Clips cut from annotated videos, at a random speed and in either direction of time.
 
     Args:
-        augment: vary them; otherwise the sample is the beginning of the video, whole and unchanged.
+        augment: vary them; otherwise the sample is the beginning of the video, unchanged.
         max_stride: at most every n-th annotated frame is taken.
         search_factor: of the regions that one object of each clip is seen in; None for several in the whole frame.
     """
@@ -162,15 +162,19 @@ def follow_sample(
     video: AnnotatedVideo, indices: Sequence[int], view: View, size: int, factor: float, rng: np.random.Generator
 ) -> Sample | None:
     """The frames `indices` of a video as an object that is visible on the first of them is followed through them."""
-    found = [video.masks(index) for index in indices]
-    visible = [i for i, mask in found[0].items() if mask.any()]
+    first = video.masks(indices[0])
+    visible = [i for i, mask in first.items() if mask.any()]
     if not visible:
         return None
     chosen = visible[int(rng.integers(len(visible)))]
-    nothing = np.zeros_like(found[0][chosen])
-    masks = np.stack([masks.get(chosen, nothing) for masks in found])
+    nothing = np.zeros_like(first[chosen])
+    masks = np.stack([first[chosen], *(video.masks(index).get(chosen, nothing) for index in indices[1:])])
     pictures = [video.frame(index) for index in indices]
-    return _promptable(follow_in_regions(pictures, masks, factor, size, view, rng))
+    try:
+        sample = follow_in_regions(pictures, masks, factor, size, view, rng)
+    except ValueError as error:
+        raise ValueError(f"{video.path}: {error}") from error
+    return _promptable(sample)
 
 
 def _promptable(sample: Sample) -> Sample | None:

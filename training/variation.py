@@ -22,10 +22,12 @@ def varied(batch: ClipBatch) -> ClipBatch:
     """Turn time round, mirror, crop and recolour each clip by chance.
 
     Objects that can no longer be prompted on the first frame are left out. A clip that would lose them all is shown
-    whole, and one of which an object is not seen at the end runs forward.
+    whole, and one of which an object is not seen at the end runs forward. Search regions are cut to their object, and
+    follow it forward: clips of them are mirrored and recoloured only.
     """
     batch = _turned_round(batch)
     views = _random_views(len(batch.frames)).to(batch.frames.device)
+    views[batch.near] = views[batch.near].sign() * views.new_tensor([[1.0, 0, 0], [0, 1, 0]])
     first = batch.masks[:, 0, None]
     kept = _visible(_seen_through(views[batch.clip_of], first.float()) >= 0.5)
     lost = torch.zeros(len(views), device=views.device).index_add(0, batch.clip_of, kept.float()) == 0
@@ -42,7 +44,7 @@ def varied(batch: ClipBatch) -> ClipBatch:
 def _turned_round(batch: ClipBatch) -> ClipBatch:
     """Half of the clips that may be turned round, from the last frame to the first."""
     hidden = (~_visible(batch.masks[:, -1, None])).float()
-    fixed = torch.zeros(len(batch.frames), device=hidden.device).index_add(0, batch.clip_of, hidden) > 0
+    fixed = (torch.zeros(len(batch.frames), device=hidden.device).index_add(0, batch.clip_of, hidden) > 0) | batch.near
     turned = (torch.rand(len(fixed)) < 0.5).to(fixed.device) & ~fixed
     frames = torch.where(turned[:, None, None, None, None], batch.frames.flip(1), batch.frames)
     masks = torch.where(turned[batch.clip_of][:, None, None, None], batch.masks.flip(1), batch.masks)

@@ -28,3 +28,15 @@ def test_which_objects_are_seen_in_search_regions_is_known_of_every_batch(batch:
     torch.manual_seed(0)
     for changed in (varied(both), exactly(both, 5), both.to(torch.device("cpu"))):
         assert changed.near_objects.tolist() == [int(clip) in (0, 3) for clip in changed.clip_of]
+
+
+def test_search_regions_are_mirrored_at_most():
+    near = collate([square_sample(8 + 2 * i, 3)._replace(near=True) for i in range(8)])
+    torch.manual_seed(0)
+    changed = varied(near)
+    kinds = []
+    for found, given in zip(changed.masks, near.masks, strict=True):
+        kinds.append(torch.equal(found, given))
+        assert torch.equal(found, given if kinds[-1] else given.flip(-1))
+    assert set(kinds) == {True, False}
+    assert torch.equal(varied(near._replace(near=~near.near)).masks[0], near.masks[0]) is False

@@ -233,6 +233,18 @@ def test_with_search_regions_clips_vary_too_and_an_object_may_leave(davis: Path)
     assert len({sample.frames[0, 32, 32].tobytes() for sample in kept}) > 20
 
 
+def test_search_regions_follow_in_the_direction_of_the_clip(davis: Path):
+    source = FolderSource(open_davis(davis, None), augment=True, max_stride=1, search_factor=2.0)
+    directions = set()
+    for seed in range(30):
+        sample = source.draw(np.random.default_rng(seed), WANTED)
+        if sample is not None:
+            rows = [np.nonzero(mask.any(axis=1))[0].mean() for mask in sample.masks[0, :2]]
+            # 24 + 1 pixels of 48: the object moves by 1 or 2 in the region of the first frame, down or up.
+            directions.add(int(np.sign(rows[1] - rows[0])))
+    assert directions == {-1, 1}
+
+
 def test_augmented_clips_run_in_both_directions_and_at_several_speeds(davis: Path):
     videos = open_davis(davis, None)
     source = FolderSource(videos, augment=True, max_stride=2)

@@ -115,6 +115,11 @@ def test_search_regions_need_frames_to_track(minimal: Path):
     assert load_recipe(minimal, single).stages[0].frames == 1
     with pytest.raises(ValueError, match=r"stages.0.frames must be more than 1 for sources with search_factor"):
         load_recipe(minimal, [*single, "data=[{kind: drawn, search_factor: 1.25}]"])
+    unused = "data=[{kind: drawn}, {kind: drawn, search_factor: 1.25, weight: 0}]"
+    assert load_recipe(minimal, [*single, unused]).data[1].weight == 0
+    again = ["stages.0.frames=4", "stages.0.prompts.prompted_frames=2"]
+    with pytest.raises(ValueError, match=r"stages.0.prompts.prompted_frames must be 1 for sources with search_factor"):
+        load_recipe(minimal, [*again, "data=[{kind: drawn, search_factor: 1.25}]"])
 
 
 def test_a_source_may_be_left_out_and_what_is_not_measured_may_be_empty(minimal: Path):

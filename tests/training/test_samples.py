@@ -149,7 +149,8 @@ def test_a_folder_without_objects_to_prompt_is_named(monkeypatch):
     samples = draw(data=[DataSource(kind="drawn"), DataSource(kind="drawn", root="empty/folder", weight=1e6)])
     monkeypatch.setattr(samples.sources[1], "draw", lambda rng, wanted: None)
     with pytest.raises(
-        ValueError, match=r"data\.1: none of 50 clips from empty/folder shows an object .* at least 0.05% of it"
+        ValueError,
+        match=r"data\.1: none of 50 clips from empty/folder shows an object .* at least 0.05% of what is seen",
     ):
         samples[0]
 
