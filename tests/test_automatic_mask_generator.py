@@ -339,7 +339,10 @@ def test_a_bad_image_is_named_and_the_generator_stays_usable(model, image):
 
 def test_a_pil_image_is_the_same_image(model):
     generator = SAM2AutomaticMaskGenerator(model, output_mode="coco_rle", **KEEP_ALL)
-    assert generator.generate(Image.fromarray(picture())) == generator.generate(picture())
+    found = generator.generate(Image.fromarray(picture()))
+    assert len(found) > 0
+    # The stability of an empty mask is nan, as upstream's: not equal to itself.
+    np.testing.assert_equal(found, generator.generate(picture()))
 
 
 # Building
