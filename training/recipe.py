@@ -26,7 +26,7 @@ class DataSource:
     split: str | None = None  # "davis": name of the list of sequences; None takes every annotated one, as "sav" does
     augment: bool = True  # flip, crop and colours of real clips, no crop in regions; drawn clips vary by themselves
     max_stride: int = 3  # "davis" and "sav": at most every n-th frame is taken
-    search_factor: float | None = None  # clips of one object each, prompted by its mask, seen in regions so much longer
+    search_factor: float | None = None  # one object a clip, given by its mask, seen in `regions` so many times as long
 
 
 @dataclass
