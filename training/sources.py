@@ -50,10 +50,11 @@ class DrawnSource:
 
     Args:
         search_factor: of the regions that one object of each clip is seen in; None for all objects in the whole frame.
+        packs: chance that another object sits on a labelled one, see `random_clip`.
     """
 
-    def __init__(self, search_factor: float | None = None) -> None:
-        self.search_factor = search_factor
+    def __init__(self, search_factor: float | None = None, packs: float = 0.0) -> None:
+        self.search_factor, self.packs = search_factor, packs
         if not has_photographs():
             logger.warning(
                 "scikit-image is not installed: clips are drawn without its photographs, and a seed draws other clips "
@@ -64,9 +65,14 @@ class DrawnSource:
         """See `SampleSource`."""
         seed = int(rng.integers(FIRST_TRAINING_SEED, 2**63))
         if self.search_factor is None:
-            return drawn_sample(seed, wanted)
+            return drawn_sample(seed, wanted, packs=self.packs)
         clip = random_clip(
-            seed, wanted.num_frames, DRAWN_FRAME, difficulty=wanted.difficulty, max_objects=wanted.max_objects
+            seed,
+            wanted.num_frames,
+            DRAWN_FRAME,
+            difficulty=wanted.difficulty,
+            max_objects=wanted.max_objects,
+            packs=self.packs,
         )
         chosen = rng.integers(1, clip.labels[0].max() + 1)
         return _promptable(
@@ -74,10 +80,10 @@ class DrawnSource:
         )
 
 
-def drawn_sample(seed: int, wanted: Wanted) -> Sample:
+def drawn_sample(seed: int, wanted: Wanted, *, packs: float = 0.0) -> Sample:
     """The drawn clip of a seed, all of whose objects are to be seen on its first frame."""
     clip = random_clip(
-        seed, wanted.num_frames, wanted.size, difficulty=wanted.difficulty, max_objects=wanted.max_objects
+        seed, wanted.num_frames, wanted.size, difficulty=wanted.difficulty, max_objects=wanted.max_objects, packs=packs
     )
     ids = np.arange(1, clip.labels.max() + 1, dtype=np.uint8)
     return Sample(clip.frames, clip.labels[None] == ids[:, None, None, None])
@@ -185,7 +191,7 @@ def _promptable(sample: Sample) -> Sample | None:
 def open_source(source: DataSource) -> SampleSource:
     """Open one source of a recipe. Raises FileNotFoundError or ValueError naming what was expected in its folder."""
     if source.kind == "drawn":
-        return DrawnSource(source.search_factor)
+        return DrawnSource(source.search_factor, source.packs)
     return FolderSource(
         open_videos(source), augment=source.augment, max_stride=source.max_stride, search_factor=source.search_factor
     )

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from sam2.utils.drawn_clips import random_clip
 from training.clips import ClipBatch
 from training.recipe import DataSource, Stage
 from training.samples import PIECE, ROUND, SampleDraw, batch_order, pieces_of, read_batches
-from training.sources import FIRST_TRAINING_SEED, DrawnSource, Wanted
+from training.sources import FIRST_TRAINING_SEED, DrawnSource, Wanted, open_source
 
 WANTED = Wanted(num_frames=2, size=64, max_objects=2)
 STAGE = Stage(steps=4, frames=2, clips=2, lr=1e-3, lr_end=1e-4, accumulate=2)
@@ -189,6 +190,21 @@ def test_search_regions_show_any_object_of_a_drawn_clip_from_a_seed_that_is_not_
     assert min(seeds) >= FIRST_TRAINING_SEED and len(set(seeds)) == 30
 
 
+@pytest.mark.parametrize("factor", [None, 1.25])
+def test_a_source_of_packs_draws_them_at_its_chance(monkeypatch, factor):
+    asked = []
+
+    def watched(*args, **options):
+        asked.append(options["packs"])
+        return random_clip(*args, **options)
+
+    monkeypatch.setattr("training.sources.random_clip", watched)
+    wanted = WANTED._replace(size=64, num_frames=2)
+    for source in (DataSource("drawn", packs=0.75, search_factor=factor), DataSource("drawn", search_factor=factor)):
+        open_source(source).draw(np.random.default_rng(0), wanted)
+    assert asked == [0.75, 0.0]
+
+
 def test_objects_that_are_too_small_even_in_a_search_region_are_not_asked_for(monkeypatch):
     draw_squares(monkeypatch, 1)  # of 120 x 120 pixels, the smallest region
     assert DrawnSource(1.25).draw(np.random.default_rng(0), WANTED._replace(size=128)) is None
@@ -198,7 +214,7 @@ def test_objects_that_are_too_small_even_in_a_search_region_are_not_asked_for(mo
 
 def test_training_never_draws_the_clips_that_are_held_out(monkeypatch):
     seeds = []
-    monkeypatch.setattr("training.sources.drawn_sample", lambda seed, wanted: seeds.append(seed))
+    monkeypatch.setattr("training.sources.drawn_sample", lambda seed, wanted, packs: seeds.append(seed))
     for i in range(200):
         DrawnSource().draw(np.random.default_rng(i), WANTED)
     assert min(seeds) >= FIRST_TRAINING_SEED and len(set(seeds)) == 200

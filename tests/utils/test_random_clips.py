@@ -10,7 +10,7 @@ from sam2.utils.drawn_clips.effects import clear_lens
 from sam2.utils.drawn_clips.motion import Track, draw_clock
 from sam2.utils.drawn_clips.random_clips import draw_scene
 from sam2.utils.drawn_clips.scene import render
-from sam2.utils.drawn_clips.shapes import scale_of
+from sam2.utils.drawn_clips.shapes import chain, scale_of
 
 SEEDS = range(24)
 
@@ -175,6 +175,53 @@ def test_a_rider_goes_where_its_mount_goes():
     np.testing.assert_allclose(seat, np.broadcast_to(seat[0], seat.shape), atol=1e-9)
 
 
+def test_a_pack_goes_where_the_part_goes_that_it_sits_on():
+    scene = stage(6, seed=4)
+    wearer = casting.draw_actor(scene, casting.figures.draw_person(scene.rng), speed=5.0)
+    wearer = replace(wearer, track=wearer.track._replace(pace=np.linspace(0, 4, 6)))
+    placements = [wearer.figure.placements(pace) for pace in wearer.track.pace]
+    wide = scale_of(wearer.track.matrices[0])
+    worn = []
+    for _ in range(30):
+        pack = casting._pack(scene, wearer)
+        area = pack.figure.extent()[0] * scale_of(pack.track.matrices[0]) ** 2
+        assert 0.09 < area / (wearer.figure.extent()[0] * wide**2) < 0.81
+        still = []  # the parts in whose own coordinates it does not move
+        for number in range(len(wearer.figure.parts)):
+            seats = []
+            for whole, own, held in zip(wearer.track.matrices, placements, pack.track.matrices, strict=True):
+                limb = chain(whole, own[number])
+                seats.append(np.linalg.solve(limb[:, :2], held[:, 2] - limb[:, 2]))
+            if np.ptp(seats, axis=0).max() < 1e-6:
+                still.append(number)
+        assert still
+        worn.append(still[0])
+    assert len(set(worn)) >= 4 and worn.count(0) >= 5  # mostly the trunk, the largest
+
+
+def test_packs_are_labelled_beside_their_wearers_and_come_only_when_asked_for(monkeypatch):
+    drawn = []
+    original = casting._pack
+
+    def watched(scene, wearer):
+        drawn.append(original(scene, wearer))
+        return drawn[-1]
+
+    monkeypatch.setattr(casting, "_pack", watched)
+    for seed in range(12):
+        random_clip(seed, 1, 64)
+    assert not drawn
+    labelled = 0
+    for seed in range(12):
+        scene = stage(2, difficulty=0.5, seed=seed)
+        drawn.clear()
+        actors = casting.draw_cast(replace(scene, packs=1.0), 3)
+        assert drawn
+        labelled += sum(any(pack.figure is a.figure and a.obj_id > 0 for a in actors) for pack in drawn)
+        assert max(a.obj_id for a in actors) <= 3
+    assert labelled >= 10
+
+
 def test_without_photographs_clips_are_drawn_from_noise_alone(monkeypatch):
     monkeypatch.setattr(textures, "_photos", lambda: ())
     clip = random_clip(0, 1, 64)
@@ -189,6 +236,7 @@ def test_without_photographs_clips_are_drawn_from_noise_alone(monkeypatch):
         ((0, 1, (64, 32)), {}, "size must be at least 64 pixels each way, got 64 x 32"),
         ((0, 1, 64), {"difficulty": 1.5}, "difficulty must be 0 to 1, got 1.5"),
         ((0, 1, 64), {"max_objects": 0}, "max_objects must be 1 to 255, got 0"),
+        ((0, 1, 64), {"packs": 1.5}, "packs must be 0 to 1, got 1.5"),
     ],
 )
 def test_arguments_out_of_range_are_refused(arguments, options, message):

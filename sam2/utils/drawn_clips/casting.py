@@ -30,6 +30,7 @@ class Stage:
     follows: float  # parallax of what the camera follows
     wet: bool
     rng: np.random.Generator
+    packs: float = 0.0  # chance that another object sits on a labelled one
 
     @property
     def side(self) -> float:
@@ -71,6 +72,9 @@ def _leads(stage: Stage, max_objects: int) -> list[Actor]:
     used = 0
     while used < count:
         troupe = _troupe(stage, labelled)
+        if stage.packs > 0 and rng.uniform() < stage.packs:
+            pack = _pack(stage, troupe[-1])
+            troupe = [pack, *troupe] if rng.uniform() < 0.7 else [*troupe, pack]
         if rng.uniform() < 0.2:  # all of them are one object
             labelled += [replace(actor, obj_id=used + 1) for actor in troupe]
             used += 1
@@ -202,6 +206,26 @@ def _rider(stage: Stage, mount: Actor) -> Actor:
     actor = replace(mount, figure=rider, track=track, bend=None)
     look = _look(stage, rider, actor)
     return replace(actor, look=replace(look, reflection=0.0))
+
+
+def _pack(stage: Stage, wearer: Actor) -> Actor:
+    """Something on a part of another actor, which goes where the part goes: a rucksack, a patch, what a hand holds."""
+    rng = stage.rng
+    pack = figures.draw_figure(rng)
+    areas = np.array([cv2.contourArea(part.contours[0].astype(np.float32)) for part in wearer.figure.parts]) + 1e-4
+    place = int(rng.choice(len(areas), p=areas / areas.sum()))
+    size = float(np.sqrt(rng.uniform(0.1, 0.8) * wearer.figure.extent()[0] / max(pack.extent()[0], 0.02)))
+    turn = rng.uniform(0, 2 * np.pi)
+    cos, sin = size * np.cos(turn), size * np.sin(turn)
+    middle = wearer.figure.parts[place].contours[0].mean(0)
+    own = np.array([[cos, -sin, middle[0]], [sin, cos, middle[1]]])
+    track = wearer.track
+    hold = [chain(wearer.figure.placements(pace)[place], own) for pace in track.pace]
+    matrices = np.stack([chain(matrix, held) for matrix, held in zip(track.matrices, hold, strict=True)])
+    pace = rng.choice([0.0, 0.3]) * track.pace  # most are stiff
+    actor = replace(wearer, figure=pack, track=track._replace(matrices=matrices, pace=pace), bend=None)
+    look = _look(stage, pack, actor)
+    return replace(actor, look=replace(look, reflection=0.0, shadow=0.0))
 
 
 def _look_alike(stage: Stage, model: Actor, *, share: float = 1.0) -> Actor:

@@ -30,6 +30,7 @@ def random_clip(
     *,
     difficulty: float = 0.5,
     max_objects: int = 3,
+    packs: float = 0.0,
 ) -> DrawnClip:
     """Draw a clip of one to `max_objects` labelled objects among others that carry no label.
 
@@ -45,6 +46,7 @@ def random_clip(
             squeezed to the picture.
         difficulty: 0 for one or two slow objects that stand out, 1 for everything.
         max_objects: 1 to 255.
+        packs: chance, 0 to 1, that another object sits on a labelled one and goes with it, as a rucksack on its wearer.
 
     Raises:
         ValueError: an argument out of range.
@@ -58,13 +60,21 @@ def random_clip(
         raise ValueError(f"difficulty must be 0 to 1, got {difficulty}")
     if not 1 <= max_objects <= 255:
         raise ValueError(f"max_objects must be 1 to 255, got {max_objects}")
+    if not 0 <= packs <= 1:
+        raise ValueError(f"packs must be 0 to 1, got {packs}")
     rng = np.random.default_rng(seed)
-    scene = draw_scene(num_frames, (height, width), difficulty, max_objects, rng)
+    scene = draw_scene(num_frames, (height, width), difficulty, max_objects, rng, packs=packs)
     return render(scene, rng)
 
 
 def draw_scene(
-    num_frames: int, size: tuple[int, int], difficulty: float, max_objects: int, rng: np.random.Generator
+    num_frames: int,
+    size: tuple[int, int],
+    difficulty: float,
+    max_objects: int,
+    rng: np.random.Generator,
+    *,
+    packs: float = 0.0,
 ) -> Scene:
     height, width = size
     clock = draw_clock(num_frames, 0.15, rng)
@@ -85,6 +95,7 @@ def draw_scene(
         follows=rng.choice([1.0, rng.uniform(0, 0.3)]),
         wet=wet,
         rng=rng,
+        packs=packs,
     )
     _strew(stage)
     water = None
