@@ -14,9 +14,10 @@ copied to every frame, and the first mask carried from frame to frame by optical
 the point deepest inside it.
 
 The drawn clips have the seeds 0, 1, ..., or those from `--first` on, which training never draws, are 480p and as
-difficult as training's, evenly from 0 to `--difficulty`. Speed is that of one object, end to end: opening, reading,
-tracking, label maps. `--beside` measures other weights of the same config on the same clips, and prints the mean of the
-differences in J&F, clip by clip, with its standard error: below twice that error a difference may well be chance.
+difficult as training's, evenly from 0 to `--difficulty`; `--packs 1` and `--strings 1` put something on an object of
+each, or thin lines. Speed is that of one object, end to end: opening, reading, tracking, label maps. `--beside`
+measures other weights of the same config on the same clips, and prints the mean of the differences in J&F, clip by
+clip, with its standard error: below twice that error a difference may well be chance.
 """
 
 from __future__ import annotations
@@ -188,18 +189,25 @@ def predictor_of(model: Model) -> Any:
 
 
 class Drawn(NamedTuple):
-    """The held-out clips: how many from which seed on, of how many frames, and how difficult the last one is."""
+    """The held-out clips: how many from which seed on, of how many frames, how difficult the last one is, with what."""
 
     first: int
     count: int
     num_frames: int
     difficulty: float
+    packs: float = 0.0
+    strings: float = 0.0
+
+
+def drawn_of(args: argparse.Namespace) -> Drawn:
+    """The held-out clips that a command line asks for."""
+    return Drawn(args.first, args.clips, args.frames, args.difficulty, args.packs, args.strings)
 
 
 def draw(number: int, clips: Drawn) -> Clip:
     """Clip `number`, from 0, of the held-out ones."""
     hard, seed = clips.difficulty * number / max(clips.count - 1, 1), clips.first + number
-    clip = random_clip(seed, clips.num_frames, DRAWN_SIZE, difficulty=hard)
+    clip = random_clip(seed, clips.num_frames, DRAWN_SIZE, difficulty=hard, packs=clips.packs, strings=clips.strings)
     return Clip(f"drawn {seed}", clip.frames, list(clip.labels), hard)
 
 
@@ -298,7 +306,7 @@ def run(args: argparse.Namespace) -> list[Row]:
     model = Model(args.config, args.checkpoint, args.dtype, 1, args.image_size, args.search_factor, guard)
     root = None if args.davis_root is None else DavisRoot.open(args.davis_root)
     names = [] if root is None else root.sequences(args.split)
-    drawn = Drawn(args.first, args.clips, args.frames, args.difficulty)
+    drawn = drawn_of(args)
     asked = [(model, args.methods, False)]
     if args.beside is not None:
         prompts = [name for name in args.methods if name in PROMPTS]
@@ -316,7 +324,7 @@ def run(args: argparse.Namespace) -> list[Row]:
     print("\n".join([table(rows), *differences(rows)]))
     alone = model._replace(threads=args.threads)
     clips = [read(root, name) for name in names] if root is not None else []
-    for clip in clips or [draw(0, Drawn(args.first, 1, args.frames, 0.0))]:
+    for clip in clips or [draw(0, drawn._replace(count=1, difficulty=0.0))]:
         print(f"{clip.name}: {frames_per_second(clip, alone, args.repeats):.1f} frames/s, {args.threads} threads")
     if args.json:
         args.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
@@ -334,6 +342,8 @@ def add_clip_options(add: Add, least_frames: int) -> None:
     add("--first", type=int, default=0, metavar="SEED", help="of the first drawn clip (default: 0)")
     add("--frames", type=int, default=24, help=f"of a drawn clip, at least {least_frames} (default: 24)")
     add("--difficulty", type=float, default=0.9, help="of the hardest drawn clip, 0 to 1 (default: 0.9)")
+    for name, what in (("packs", "another object sits"), ("strings", "thin lines hang")):
+        add(f"--{name}", type=float, default=0.0, help=f"chance that {what} on an object of a drawn clip (default: 0)")
 
 
 def check_clip_options(parser: Parser, args: argparse.Namespace, least_frames: int) -> None:
@@ -342,6 +352,9 @@ def check_clip_options(parser: Parser, args: argparse.Namespace, least_frames: i
         parser.error(f"--clips must be 0 or more, --frames {least_frames} or more")
     if args.clips == 0 and args.davis_root is None:
         parser.error("nothing to measure: give --davis_root or --clips")
+    for name in ("difficulty", "packs", "strings"):
+        if not 0 <= getattr(args, name) <= 1:
+            parser.error(f"--{name} must be 0 to 1, got {getattr(args, name)}")
     if not 0 <= args.first <= FIRST_TRAINING_SEED - args.clips:
         parser.error(
             f"--first must leave the seeds of all clips at 0 or more, below {FIRST_TRAINING_SEED}, got {args.first}"

@@ -39,6 +39,7 @@ from benchmarks.embedded_model import (
     add_clip_options,
     check_clip_options,
     draw,
+    drawn_of,
     predictor_of,
     read,
 )
@@ -224,7 +225,7 @@ def run(args: argparse.Namespace) -> list[Outcome]:
     model = Model(args.config, args.checkpoint, args.dtype, 1, args.image_size, args.search_factor)
     root = None if args.davis_root is None else DavisRoot.open(args.davis_root)
     names = [] if root is None else root.sequences(args.split)
-    drawn = Drawn(args.first, args.clips, args.frames, args.difficulty)
+    drawn = drawn_of(args)
     predictor_of(model)  # weights that cannot be loaded are reported before anything is measured
     jobs = [functools.partial(measure_sequence, root, name, model) for name in names if root is not None]
     jobs += [functools.partial(measure_drawn, number, drawn, model) for number in range(args.clips)]

@@ -16,7 +16,9 @@ from benchmarks.embedded_model import (
     copied,
     differences,
     draw,
+    drawn_of,
     main,
+    parse,
     read,
     row_of,
     table,
@@ -133,6 +135,23 @@ def test_drawn_clips_start_at_the_seed_that_is_given():
     later, same = draw(1, Drawn(6, 2, 3, 0.5)), random_clip(7, 3, (480, 854), difficulty=0.5)
     assert later.name == "drawn 7" and later.difficulty == 0.5
     assert np.array_equal(np.asarray(later.frames), same.frames)
+
+
+@pytest.mark.parametrize("name", ["packs", "strings"])
+def test_drawn_clips_have_packs_and_strings_where_they_are_asked_for(name):
+    args = parse(["--first", "6", "--clips", "2", "--frames", "3", "--difficulty", "0.5", f"--{name}", "1"])
+    found, plain = draw(1, drawn_of(args)), draw(1, drawn_of(args)._replace(packs=0.0, strings=0.0))
+    same = random_clip(7, 3, (480, 854), difficulty=0.5, **{name: 1.0})
+    assert np.array_equal(np.asarray(found.frames), same.frames)
+    assert not np.array_equal(np.asarray(found.frames), plain.frames)
+
+
+@pytest.mark.parametrize("name", ["difficulty", "packs", "strings"])
+def test_chances_of_drawn_clips_are_shares(name, capsys):
+    for value in ("1.5", "nan"):
+        with pytest.raises(SystemExit):
+            parse([f"--{name}", value])
+        assert f"--{name} must be 0 to 1, got {value}" in capsys.readouterr().err
 
 
 def test_other_weights_are_measured_on_the_same_clips_and_the_difference_has_an_error(tmp_path, monkeypatch, capsys):

@@ -28,6 +28,7 @@ class DataSource:
     max_stride: int = 3  # "davis" and "sav": at most every n-th frame is taken
     search_factor: float | None = None  # one object a clip, given by its mask, seen in `regions` so many times as long
     packs: float = 0.0  # "drawn": chance that another object sits on a labelled one, as a rucksack on its wearer
+    strings: float = 0.0  # "drawn": chance that thin lines hang on a labelled object or beside it, an object as well
 
 
 @dataclass
@@ -219,9 +220,10 @@ def _check_source(place: str, source: DataSource, kinds: Sequence[str]) -> None:
     if source.kind != "drawn" and not source.root:
         raise ValueError(f"{place}.root, the folder of the {source.kind} clips, is missing")
     _check_bounds(f"{place}.", source, {"max_stride": 1, "weight": 0})
-    _check_shares(f"{place}.", source, ("packs",))
-    if source.packs > 0 and source.kind != "drawn":
-        raise ValueError(f"{place}.packs is for drawn clips, got {source.packs} for {source.kind!r}")
+    for name in ("packs", "strings"):
+        _check_shares(f"{place}.", source, (name,))
+        if (chance := getattr(source, name)) > 0 and source.kind != "drawn":
+            raise ValueError(f"{place}.{name} is for drawn clips, got {chance} for {source.kind!r}")
     try:
         check_search_factor(source.search_factor)
     except ValueError as error:

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from sam2.utils.drawn_clips import has_photographs, random_clip
+from sam2.utils.drawn_clips import DrawnClip, has_photographs, random_clip
 from training.clips import Sample
 from training.folders import AnnotatedVideo, open_davis, open_sav
 from training.recipe import DataSource
@@ -50,11 +50,11 @@ class DrawnSource:
 
     Args:
         search_factor: of the regions that one object of each clip is seen in; None for all objects in the whole frame.
-        packs: chance that another object sits on a labelled one, see `random_clip`.
+        packs, strings: chances that another object or thin lines are on a labelled one, see `random_clip`.
     """
 
-    def __init__(self, search_factor: float | None = None, packs: float = 0.0) -> None:
-        self.search_factor, self.packs = search_factor, packs
+    def __init__(self, search_factor: float | None = None, *, packs: float = 0.0, strings: float = 0.0) -> None:
+        self.search_factor, self.packs, self.strings = search_factor, packs, strings
         if not has_photographs():
             logger.warning(
                 "scikit-image is not installed: clips are drawn without its photographs, and a seed draws other clips "
@@ -64,27 +64,32 @@ class DrawnSource:
     def draw(self, rng: np.random.Generator, wanted: Wanted) -> Sample | None:
         """See `SampleSource`."""
         seed = int(rng.integers(FIRST_TRAINING_SEED, 2**63))
-        if self.search_factor is None:
-            return drawn_sample(seed, wanted, packs=self.packs)
         clip = random_clip(
             seed,
             wanted.num_frames,
-            DRAWN_FRAME,
+            wanted.size if self.search_factor is None else DRAWN_FRAME,
             difficulty=wanted.difficulty,
             max_objects=wanted.max_objects,
             packs=self.packs,
+            strings=self.strings,
         )
+        if self.search_factor is None:
+            return _whole(clip)
         chosen = rng.integers(1, clip.labels[0].max() + 1)
         return _promptable(
             follow_in_regions(list(clip.frames), clip.labels == chosen, self.search_factor, wanted.size, View(), rng)
         )
 
 
-def drawn_sample(seed: int, wanted: Wanted, *, packs: float = 0.0) -> Sample:
+def drawn_sample(seed: int, wanted: Wanted) -> Sample:
     """The drawn clip of a seed, all of whose objects are to be seen on its first frame."""
-    clip = random_clip(
-        seed, wanted.num_frames, wanted.size, difficulty=wanted.difficulty, max_objects=wanted.max_objects, packs=packs
+    return _whole(
+        random_clip(seed, wanted.num_frames, wanted.size, difficulty=wanted.difficulty, max_objects=wanted.max_objects)
     )
+
+
+def _whole(clip: DrawnClip) -> Sample:
+    """A drawn clip with all of its objects."""
     ids = np.arange(1, clip.labels.max() + 1, dtype=np.uint8)
     return Sample(clip.frames, clip.labels[None] == ids[:, None, None, None])
 
@@ -191,7 +196,7 @@ def _promptable(sample: Sample) -> Sample | None:
 def open_source(source: DataSource) -> SampleSource:
     """Open one source of a recipe. Raises FileNotFoundError or ValueError naming what was expected in its folder."""
     if source.kind == "drawn":
-        return DrawnSource(source.search_factor, source.packs)
+        return DrawnSource(source.search_factor, packs=source.packs, strings=source.strings)
     return FolderSource(
         open_videos(source), augment=source.augment, max_stride=source.max_stride, search_factor=source.search_factor
     )

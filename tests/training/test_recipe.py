@@ -78,6 +78,8 @@ def test_overrides_change_nested_keys_and_items_of_lists(minimal: Path):
         ("data=[{kind: drawn, weight: -1}]", "data.0.weight must be at least 0, got -1"),
         ("data=[{kind: sav, root: there, max_stride: 0}]", "data.0.max_stride must be at least 1, got 0"),
         ("data=[{kind: drawn, packs: 1.5}]", "data.0.packs must be from 0 to 1, got 1.5"),
+        ("data=[{kind: drawn, strings: -0.5}]", "data.0.strings must be from 0 to 1, got -0.5"),
+        ("data=[{kind: davis, root: x, strings: 0.5}]", "data.0.strings is for drawn clips, got 0.5 for 'davis'"),
         ("data=[{kind: sav, root: x, packs: 0.5}]", "data.0.packs is for drawn clips, got 0.5 for 'sav'"),
         ("data=[{kind: drawn, search_factor: 0.5}]", "data.0.search_factor must be a number of 1 or more, or None"),
         (

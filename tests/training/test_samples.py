@@ -191,18 +191,18 @@ def test_search_regions_show_any_object_of_a_drawn_clip_from_a_seed_that_is_not_
 
 
 @pytest.mark.parametrize("factor", [None, 1.25])
-def test_a_source_of_packs_draws_them_at_its_chance(monkeypatch, factor):
+def test_a_source_draws_packs_and_strings_at_its_chances(monkeypatch, factor):
     asked = []
 
     def watched(*args, **options):
-        asked.append(options["packs"])
+        asked.append((options["packs"], options["strings"]))
         return random_clip(*args, **options)
 
     monkeypatch.setattr("training.sources.random_clip", watched)
     wanted = WANTED._replace(size=64, num_frames=2)
-    for source in (DataSource("drawn", packs=0.75, search_factor=factor), DataSource("drawn", search_factor=factor)):
-        open_source(source).draw(np.random.default_rng(0), wanted)
-    assert asked == [0.75, 0.0]
+    for chances in ({"packs": 0.75, "strings": 0.25}, {}):
+        open_source(DataSource("drawn", search_factor=factor, **chances)).draw(np.random.default_rng(0), wanted)
+    assert asked == [(0.75, 0.25), (0.0, 0.0)]
 
 
 def test_objects_that_are_too_small_even_in_a_search_region_are_not_asked_for(monkeypatch):
@@ -214,7 +214,9 @@ def test_objects_that_are_too_small_even_in_a_search_region_are_not_asked_for(mo
 
 def test_training_never_draws_the_clips_that_are_held_out(monkeypatch):
     seeds = []
-    monkeypatch.setattr("training.sources.drawn_sample", lambda seed, wanted, packs: seeds.append(seed))
+    monkeypatch.setattr(
+        "training.sources.random_clip", lambda seed, *args, **options: seeds.append(seed) or random_clip(0, 1, 64)
+    )
     for i in range(200):
         DrawnSource().draw(np.random.default_rng(i), WANTED)
     assert min(seeds) >= FIRST_TRAINING_SEED and len(set(seeds)) == 200

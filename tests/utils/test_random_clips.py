@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 
@@ -199,15 +200,47 @@ def test_a_pack_goes_where_the_part_goes_that_it_sits_on():
     assert len(set(worn)) >= 4 and worn.count(0) >= 5  # mostly the trunk, the largest
 
 
-def test_packs_are_labelled_beside_their_wearers_and_come_only_when_asked_for(monkeypatch):
-    drawn = []
-    original = casting._pack
+def test_strings_are_as_thin_as_a_few_pixels_and_long():
+    scene = stage(2, seed=3)
+    holder = casting.draw_actor(scene, casting.figures.draw_person(scene.rng), share=0.1)
+    widths, lengths, counts, held = [], [], [], 0
+    for _ in range(40):
+        strings = casting._strings(scene, holder)
+        scale = scale_of(strings.track.matrices[0])
+        for part in strings.figure.parts:
+            outline = scale * part.contours[0].astype(np.float32)
+            lengths.append(cv2.arcLength(outline, True) / 2)
+            widths.append(cv2.contourArea(outline) / lengths[-1])
+        counts.append(len(strings.figure.parts))
+        held += strings.track.pace is holder.track.pace
+    assert 0.6 < min(widths) and max(widths) < 2.7  # of 256 pixels
+    assert np.median(lengths) > 25 and min(counts) == 1 and max(counts) > 5 and 20 <= held < 35
 
-    def watched(scene, wearer):
-        drawn.append(original(scene, wearer))
+
+def test_strings_follow_what_holds_them():
+    scene = stage(6, seed=4)
+    holder = casting.draw_actor(scene, casting.figures.draw_blob(scene.rng), speed=5.0)
+    on = [s for s in (casting._strings(scene, holder) for _ in range(12)) if s.track.pace is holder.track.pace]
+    assert on
+    for strings in on:
+        for t in (0, 3, 5):
+            outer, inner = holder.track.matrices[t], strings.track.matrices[t]
+            seat = np.linalg.solve(outer[:, :2], np.column_stack([inner[:, :2], inner[:, 2] - outer[:, 2]]))
+            if t == 0:
+                first = seat
+            np.testing.assert_allclose(seat, first, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["packs", "strings"])
+def test_packs_and_strings_are_labelled_beside_what_has_them_and_come_only_when_asked_for(monkeypatch, name):
+    drawn = []
+    original = {"packs": casting._pack, "strings": casting._strings}[name]
+
+    def watched(scene, holder):
+        drawn.append(original(scene, holder))
         return drawn[-1]
 
-    monkeypatch.setattr(casting, "_pack", watched)
+    monkeypatch.setattr(casting, original.__name__, watched)
     for seed in range(12):
         random_clip(seed, 1, 64)
     assert not drawn
@@ -215,9 +248,9 @@ def test_packs_are_labelled_beside_their_wearers_and_come_only_when_asked_for(mo
     for seed in range(12):
         scene = stage(2, difficulty=0.5, seed=seed)
         drawn.clear()
-        actors = casting.draw_cast(replace(scene, packs=1.0), 3)
+        actors = casting.draw_cast(replace(scene, **{name: 1.0}), 3)
         assert drawn
-        labelled += sum(any(pack.figure is a.figure and a.obj_id > 0 for a in actors) for pack in drawn)
+        labelled += sum(any(one.figure is a.figure and a.obj_id > 0 for a in actors) for one in drawn)
         assert max(a.obj_id for a in actors) <= 3
     assert labelled >= 10
 
@@ -237,6 +270,7 @@ def test_without_photographs_clips_are_drawn_from_noise_alone(monkeypatch):
         ((0, 1, 64), {"difficulty": 1.5}, "difficulty must be 0 to 1, got 1.5"),
         ((0, 1, 64), {"max_objects": 0}, "max_objects must be 1 to 255, got 0"),
         ((0, 1, 64), {"packs": 1.5}, "packs must be 0 to 1, got 1.5"),
+        ((0, 1, 64), {"strings": -0.1}, "strings must be 0 to 1, got -0.1"),
     ],
 )
 def test_arguments_out_of_range_are_refused(arguments, options, message):

@@ -12,9 +12,9 @@ in mind. `draw_clip` draws a clip of so many objects that stand out, and what ha
 - `motion`: ways (smooth, straight, speeding up, darting, out of sight and back), turns, growth up to threefold,
   foreshortening, still spells, and a camera that pans, zooms, rolls and shakes, with parallax;
 - `backdrops`: photographs, textures, landscapes, water that ripples, rooms, plain gradients;
-- `casting`: who is in a random clip: objects of 1 % to 40 % of the picture, riders on mounts, loads on lines, packs on
-  their wearers where they are asked for, look-alikes and crowds, things that cross in front, things near the camera,
-  some in the colours of the backdrop;
+- `casting`: who is in a random clip: objects of 1 % to 40 % of the picture, riders on mounts, loads on lines,
+  look-alikes and crowds, things that cross in front, things near the camera, some in the colours of the backdrop, and
+  where they are asked for packs on their wearers and thin strings;
 - `painting`, `scene`: anti-aliased covers, relief, soft shadows, reflections, smooth deformation, defocus, motion blur;
 - `effects`: changing light and colour, haze, vignettes, drifting shade, softness, noise and JPEG.
 

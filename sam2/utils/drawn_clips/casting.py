@@ -31,6 +31,7 @@ class Stage:
     wet: bool
     rng: np.random.Generator
     packs: float = 0.0  # chance that another object sits on a labelled one
+    strings: float = 0.0  # chance that thin lines hang on a labelled object, or beside it
 
     @property
     def side(self) -> float:
@@ -75,6 +76,9 @@ def _leads(stage: Stage, max_objects: int) -> list[Actor]:
         if stage.packs > 0 and rng.uniform() < stage.packs:
             pack = _pack(stage, troupe[-1])
             troupe = [pack, *troupe] if rng.uniform() < 0.7 else [*troupe, pack]
+        if stage.strings > 0 and rng.uniform() < stage.strings:
+            strings = _strings(stage, troupe[0])
+            troupe = [strings, *troupe] if rng.uniform() < 0.7 else [*troupe, strings]
         if rng.uniform() < 0.2:  # all of them are one object
             labelled += [replace(actor, obj_id=used + 1) for actor in troupe]
             used += 1
@@ -226,6 +230,28 @@ def _pack(stage: Stage, wearer: Actor) -> Actor:
     actor = replace(wearer, figure=pack, track=track._replace(matrices=matrices, pace=pace), bend=None)
     look = _look(stage, pack, actor)
     return replace(actor, look=replace(look, reflection=0.0, shadow=0.0))
+
+
+def _strings(stage: Stage, holder: Actor) -> Actor:
+    """Lines as thin as a pixel or a few: on a holder, whom they follow, or on their own."""
+    rng = stage.rng
+    half_width = stage.side * rng.uniform(0.0015, 0.005)
+    if rng.uniform() < 0.35:
+        reach = stage.side * rng.uniform(0.15, 0.6)
+        free = draw_actor(stage, Figure((Part((ellipse(1, 1),)),)), share=np.pi * reach**2 / stage.world.prod())
+        strings = figures.draw_strings(half_width / scale_of(free.track.matrices[0]), rng)
+        return replace(free, figure=strings, look=_look(stage, strings, free))
+    size = rng.uniform(0.8, 3.0)
+    turn = rng.uniform(0, 2 * np.pi)
+    cos, sin = size * np.cos(turn), size * np.sin(turn)
+    x, y = rng.normal(0, 0.3, 2)
+    own = np.array([[cos, -sin, x], [sin, cos, y]])
+    matrices = np.stack([chain(matrix, own) for matrix in holder.track.matrices])
+    strings = figures.draw_strings(half_width / scale_of(matrices[0]), rng)
+    actor = replace(holder, figure=strings, track=holder.track._replace(matrices=matrices))
+    actor = replace(actor, bend=_draw_bend(stage) if rng.uniform() < 0.5 else None)
+    look = _look(stage, strings, actor)
+    return replace(actor, look=replace(look, relief=0.0, reflection=0.0, shadow=0.0))
 
 
 def _look_alike(stage: Stage, model: Actor, *, share: float = 1.0) -> Actor:

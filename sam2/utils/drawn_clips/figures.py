@@ -92,6 +92,28 @@ def draw_rope(rng: np.random.Generator) -> Figure:
     return Figure(tuple(parts))
 
 
+def draw_strings(half_width: float, rng: np.random.Generator) -> Figure:
+    """Lines of one width from the origin, some 1 long: a leash, a bundle of cords, a fan of them, a tangle, a web."""
+    count = int(rng.choice([1, rng.integers(2, 5), rng.integers(5, 15)], p=[0.35, 0.3, 0.35]))
+    opening = rng.choice([0.0, rng.uniform(0.1, 1.5), 2 * np.pi], p=[0.2, 0.65, 0.15])
+    slack = rng.uniform(0, 0.35)
+    along = np.linspace(0, 1, 20)
+    swing, parts = rng.choice([0.0, rng.uniform(0.02, 0.2)]), []
+    for i in range(count):
+        sag = rng.normal(0, slack) * np.sin(np.pi * along) + rng.normal(0, 0.3 * slack) * np.sin(2 * np.pi * along)
+        line = np.stack([rng.uniform(0.75, 1.25) * along, sag], axis=1)
+        root = rng.normal(0, 0.05 if count > 1 else 0.0, 2)
+        turn = opening * (i / max(count - 1, 1) - 0.5) + rng.normal(0, 0.05)
+        thread = Part((ribbon(line, half_width),), (root[0], root[1]), turn, swing, rng.uniform(0, 6.3))
+        parts.append(replace(thread, material=int(rng.uniform() < 0.2)))
+    if count > 2 and rng.uniform() < 0.4:  # a line across the others
+        angles = opening * np.linspace(-0.5, 0.5, 20)
+        rung = rng.uniform(0.4, 1.0) * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        if opening > 0:
+            parts.append(Part((ribbon(rung, half_width),)))
+    return with_used_materials(Figure(tuple(parts)))
+
+
 # Composed figures
 
 

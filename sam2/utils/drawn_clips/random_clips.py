@@ -31,6 +31,7 @@ def random_clip(
     difficulty: float = 0.5,
     max_objects: int = 3,
     packs: float = 0.0,
+    strings: float = 0.0,
 ) -> DrawnClip:
     """Draw a clip of one to `max_objects` labelled objects among others that carry no label.
 
@@ -47,6 +48,7 @@ def random_clip(
         difficulty: 0 for one or two slow objects that stand out, 1 for everything.
         max_objects: 1 to 255.
         packs: chance, 0 to 1, that another object sits on a labelled one and goes with it, as a rucksack on its wearer.
+        strings: chance, 0 to 1, that thin lines hang on a labelled object or beside it, which are an object as well.
 
     Raises:
         ValueError: an argument out of range.
@@ -60,10 +62,11 @@ def random_clip(
         raise ValueError(f"difficulty must be 0 to 1, got {difficulty}")
     if not 1 <= max_objects <= 255:
         raise ValueError(f"max_objects must be 1 to 255, got {max_objects}")
-    if not 0 <= packs <= 1:
-        raise ValueError(f"packs must be 0 to 1, got {packs}")
+    for name, chance in (("packs", packs), ("strings", strings)):
+        if not 0 <= chance <= 1:
+            raise ValueError(f"{name} must be 0 to 1, got {chance}")
     rng = np.random.default_rng(seed)
-    scene = draw_scene(num_frames, (height, width), difficulty, max_objects, rng, packs=packs)
+    scene = draw_scene(num_frames, (height, width), difficulty, max_objects, rng, packs=packs, strings=strings)
     return render(scene, rng)
 
 
@@ -75,6 +78,7 @@ def draw_scene(
     rng: np.random.Generator,
     *,
     packs: float = 0.0,
+    strings: float = 0.0,
 ) -> Scene:
     height, width = size
     clock = draw_clock(num_frames, 0.15, rng)
@@ -96,6 +100,7 @@ def draw_scene(
         wet=wet,
         rng=rng,
         packs=packs,
+        strings=strings,
     )
     _strew(stage)
     water = None
