@@ -27,8 +27,8 @@ class DataSource:
     augment: bool = True  # flip, crop and colours of real clips, no crop in regions; drawn clips vary by themselves
     max_stride: int = 3  # "davis" and "sav": at most every n-th frame is taken
     search_factor: float | None = None  # one object a clip, given by its mask, seen in `regions` so many times as long
-    packs: float = 0.0  # "drawn": chance that another object sits on a labelled one, as a rucksack on its wearer
-    strings: float = 0.0  # "drawn": chance that thin lines hang on a labelled object or beside it, an object as well
+    packs: float = 0.0  # "drawn": chance that something sits on a labelled actor, as a rucksack, mostly an object too
+    strings: float = 0.0  # "drawn": chance that thin lines, an object too, hang on a labelled actor or by themselves
 
 
 @dataclass
@@ -220,8 +220,8 @@ def _check_source(place: str, source: DataSource, kinds: Sequence[str]) -> None:
     if source.kind != "drawn" and not source.root:
         raise ValueError(f"{place}.root, the folder of the {source.kind} clips, is missing")
     _check_bounds(f"{place}.", source, {"max_stride": 1, "weight": 0})
+    _check_shares(f"{place}.", source, ("packs", "strings"))
     for name in ("packs", "strings"):
-        _check_shares(f"{place}.", source, (name,))
         if (chance := getattr(source, name)) > 0 and source.kind != "drawn":
             raise ValueError(f"{place}.{name} is for drawn clips, got {chance} for {source.kind!r}")
     try:

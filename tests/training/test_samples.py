@@ -199,9 +199,8 @@ def test_a_source_draws_packs_and_strings_at_its_chances(monkeypatch, factor):
         return random_clip(*args, **options)
 
     monkeypatch.setattr("training.sources.random_clip", watched)
-    wanted = WANTED._replace(size=64, num_frames=2)
     for chances in ({"packs": 0.75, "strings": 0.25}, {}):
-        open_source(DataSource("drawn", search_factor=factor, **chances)).draw(np.random.default_rng(0), wanted)
+        open_source(DataSource("drawn", search_factor=factor, **chances)).draw(np.random.default_rng(0), WANTED)
     assert asked == [(0.75, 0.25), (0.0, 0.0)]
 
 

@@ -5,16 +5,19 @@ Everything is drawn from the stage's random generator; shares are of the picture
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 
 from sam2.utils.drawn_clips import figures
-from sam2.utils.drawn_clips.motion import Track, draw_attitude, draw_path
+from sam2.utils.drawn_clips.motion import Track, draw_attitude, draw_path, rotation
 from sam2.utils.drawn_clips.painting import Actor, Bend, Look, opaque
 from sam2.utils.drawn_clips.shapes import Figure, Part, chain, ellipse, roughened, scale_of
 from sam2.utils.drawn_clips.textures import TILE, draw_tile, to_bytes
+
+_FATTER = 0.6  # pixels that painting adds to a line on each side
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,8 @@ class Stage:
     follows: float  # parallax of what the camera follows
     wet: bool
     rng: np.random.Generator
-    packs: float = 0.0  # chance that another object sits on a labelled one
-    strings: float = 0.0  # chance that thin lines hang on a labelled object, or beside it
+    packs: float = 0.0  # chance that another object sits on a labelled actor
+    strings: float = 0.0  # chance that thin lines hang on a labelled actor, or are somewhere by themselves
 
     @property
     def side(self) -> float:
@@ -56,6 +59,7 @@ def draw_cast(stage: Stage, max_objects: int) -> list[Actor]:
     if len(labelled) <= 2 or rng.uniform() < 0.8:
         order = rng.permutation(len(actors)) if rng.uniform() < 0.6 else np.arange(len(actors))[::-1]
         actors = [actors[i] for i in order]
+    actors = _with_worn(stage, actors, max_objects)
     if rng.uniform() < 0.15 + 0.45 * difficulty:
         target = labelled[rng.integers(len(labelled))]
         actors += [_crosser(stage, target) for _ in range(rng.integers(1, 3))]
@@ -73,12 +77,6 @@ def _leads(stage: Stage, max_objects: int) -> list[Actor]:
     used = 0
     while used < count:
         troupe = _troupe(stage, labelled)
-        if stage.packs > 0 and rng.uniform() < stage.packs:
-            pack = _pack(stage, troupe[-1])
-            troupe = [pack, *troupe] if rng.uniform() < 0.7 else [*troupe, pack]
-        if stage.strings > 0 and rng.uniform() < stage.strings:
-            strings = _strings(stage, troupe[0])
-            troupe = [strings, *troupe] if rng.uniform() < 0.7 else [*troupe, strings]
         if rng.uniform() < 0.2:  # all of them are one object
             labelled += [replace(actor, obj_id=used + 1) for actor in troupe]
             used += 1
@@ -205,53 +203,71 @@ def _rider(stage: Stage, mount: Actor) -> Actor:
     rider = figures.draw_person(rng) if rng.uniform() < 0.8 else figures.draw_compound(rng)
     scale = rng.uniform(0.35, 0.9)
     seat = np.array([[scale, 0, rng.uniform(-0.4, 0.2)], [0, scale, -0.25 - 0.55 * scale]])
-    matrices = np.stack([chain(matrix, seat) for matrix in mount.track.matrices])
-    track = mount.track._replace(matrices=matrices, pace=0.5 * mount.track.pace)
-    actor = replace(mount, figure=rider, track=track, bend=None)
-    look = _look(stage, rider, actor)
+    return _on(stage, mount, rider, [seat] * len(stage.clock), 0.5 * mount.track.pace)
+
+
+def _on(stage: Stage, holder: Actor, figure: Figure, seats: Sequence[np.ndarray], pace: np.ndarray) -> Actor:
+    """A figure that goes where its holder goes; `seats`, (2, 3) each frame, lead into the holder's coordinates."""
+    matrices = np.stack([chain(matrix, seat) for matrix, seat in zip(holder.track.matrices, seats, strict=True)])
+    track = holder.track._replace(matrices=matrices, pace=pace)
+    actor = replace(holder, figure=figure, track=track, bend=None)
+    look = _look(stage, figure, actor)
     return replace(actor, look=replace(look, reflection=0.0))
+
+
+def _with_worn(stage: Stage, actors: Sequence[Actor], max_objects: int) -> list[Actor]:
+    """The actors, and what sits or hangs on labelled ones right before them, or at times behind.
+
+    It is an object as well while there are fewer than `max_objects`; a pack may be part of its wearer's instead.
+    """
+    rng, used = stage.rng, max(actor.obj_id for actor in actors)
+    all_of_them: list[Actor] = []
+    for actor in actors:
+        layers = [actor]
+        for chance, make in ((stage.packs, _pack), (stage.strings, _strings)):
+            if actor.obj_id == 0 or chance == 0 or rng.uniform() >= chance:
+                continue
+            layers = [replace(one, bend=None) for one in layers]  # what bends would slide away under what it wears
+            worn = replace(make(stage, layers[0]), obj_id=0)
+            if make is _pack and rng.uniform() < 0.15:
+                worn = replace(worn, obj_id=actor.obj_id)
+            elif used < max_objects:
+                used += 1
+                worn = replace(worn, obj_id=used)
+            layers = [*layers, worn] if rng.uniform() < 0.85 else [worn, *layers]
+        all_of_them += layers
+    return all_of_them
 
 
 def _pack(stage: Stage, wearer: Actor) -> Actor:
     """Something on a part of another actor, which goes where the part goes: a rucksack, a patch, what a hand holds."""
     rng = stage.rng
     pack = figures.draw_figure(rng)
-    areas = np.array([cv2.contourArea(part.contours[0].astype(np.float32)) for part in wearer.figure.parts]) + 1e-4
-    place = int(rng.choice(len(areas), p=areas / areas.sum()))
-    size = float(np.sqrt(rng.uniform(0.1, 0.8) * wearer.figure.extent()[0] / max(pack.extent()[0], 0.02)))
-    turn = rng.uniform(0, 2 * np.pi)
-    cos, sin = size * np.cos(turn), size * np.sin(turn)
-    middle = wearer.figure.parts[place].contours[0].mean(0)
-    own = np.array([[cos, -sin, middle[0]], [sin, cos, middle[1]]])
-    track = wearer.track
-    hold = [chain(wearer.figure.placements(pace)[place], own) for pace in track.pace]
-    matrices = np.stack([chain(matrix, held) for matrix, held in zip(track.matrices, hold, strict=True)])
-    pace = rng.choice([0.0, 0.3]) * track.pace  # most are stiff
-    actor = replace(wearer, figure=pack, track=track._replace(matrices=matrices, pace=pace), bend=None)
-    look = _look(stage, pack, actor)
-    return replace(actor, look=replace(look, reflection=0.0, shadow=0.0))
+    parts = wearer.figure.parts
+    areas = np.array([cv2.contourArea(part.contours[0].astype(np.float32)) for part in parts]) + 1e-4
+    place = int(rng.choice(len(parts), p=areas / areas.sum()))
+    (own_area, own_reach), (area, reach) = wearer.figure.extent(), pack.extent()
+    size = min(np.sqrt(rng.uniform(0.1, 0.8) * own_area / max(area, 0.02)), rng.uniform(0.4, 1.2) * own_reach / reach)
+    seat = np.column_stack([size * rotation(rng.uniform(0, 2 * np.pi)), parts[place].contours[0].mean(0)])
+    seats = [chain(wearer.figure.placements(pace)[place], seat) for pace in wearer.track.pace]
+    return _on(stage, wearer, pack, seats, rng.choice([0.0, 0.3]) * wearer.track.pace)
 
 
 def _strings(stage: Stage, holder: Actor) -> Actor:
-    """Lines as thin as a pixel or a few: on a holder, whom they follow, or on their own."""
+    """Lines as thin as a pixel or a few: on a holder whom they follow, or somewhere by themselves."""
     rng = stage.rng
-    half_width = stage.side * rng.uniform(0.0015, 0.005)
+    half_width = max(stage.side * rng.uniform(0.0013, 0.0055) - _FATTER, 0.1)
     if rng.uniform() < 0.35:
-        reach = stage.side * rng.uniform(0.15, 0.6)
-        free = draw_actor(stage, Figure((Part((ellipse(1, 1),)),)), share=np.pi * reach**2 / stage.world.prod())
-        strings = figures.draw_strings(half_width / scale_of(free.track.matrices[0]), rng)
-        return replace(free, figure=strings, look=_look(stage, strings, free))
+        disc = Figure((Part((ellipse(1, 1),)),))  # as large as they are; they would not bear being roughened
+        share = np.pi * (stage.side * rng.uniform(0.15, 0.6)) ** 2 / stage.world.prod()
+        alone = draw_actor(stage, disc, share=float(share))
+        strings = figures.draw_strings(half_width / scale_of(alone.track.matrices[0]), rng)
+        return replace(alone, figure=strings, look=_look(stage, strings, alone))
     size = rng.uniform(0.8, 3.0)
-    turn = rng.uniform(0, 2 * np.pi)
-    cos, sin = size * np.cos(turn), size * np.sin(turn)
-    x, y = rng.normal(0, 0.3, 2)
-    own = np.array([[cos, -sin, x], [sin, cos, y]])
-    matrices = np.stack([chain(matrix, own) for matrix in holder.track.matrices])
-    strings = figures.draw_strings(half_width / scale_of(matrices[0]), rng)
-    actor = replace(holder, figure=strings, track=holder.track._replace(matrices=matrices))
-    actor = replace(actor, bend=_draw_bend(stage) if rng.uniform() < 0.5 else None)
-    look = _look(stage, strings, actor)
-    return replace(actor, look=replace(look, relief=0.0, reflection=0.0, shadow=0.0))
+    seat = np.column_stack([size * rotation(rng.uniform(0, 2 * np.pi)), rng.normal(0, 0.3, 2)])
+    strings = figures.draw_strings(half_width / size / scale_of(holder.track.matrices[0]), rng)
+    actor = _on(stage, holder, strings, [seat] * len(stage.clock), holder.track.pace)
+    return replace(actor, bend=_draw_bend(stage) if rng.uniform() < 0.5 else None)
 
 
 def _look_alike(stage: Stage, model: Actor, *, share: float = 1.0) -> Actor:

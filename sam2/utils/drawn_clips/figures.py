@@ -103,14 +103,13 @@ def draw_strings(half_width: float, rng: np.random.Generator) -> Figure:
         sag = rng.normal(0, slack) * np.sin(np.pi * along) + rng.normal(0, 0.3 * slack) * np.sin(2 * np.pi * along)
         line = np.stack([rng.uniform(0.75, 1.25) * along, sag], axis=1)
         root = rng.normal(0, 0.05 if count > 1 else 0.0, 2)
-        turn = opening * (i / max(count - 1, 1) - 0.5) + rng.normal(0, 0.05)
+        turn = opening * (i / max(count - (opening < 6), 1) - 0.5) + rng.normal(0, 0.05)
         thread = Part((ribbon(line, half_width),), (root[0], root[1]), turn, swing, rng.uniform(0, 6.3))
         parts.append(replace(thread, material=int(rng.uniform() < 0.2)))
-    if count > 2 and rng.uniform() < 0.4:  # a line across the others
+    if count > 2 and opening > 0 and rng.uniform() < 0.4:  # a line across the others
         angles = opening * np.linspace(-0.5, 0.5, 20)
         rung = rng.uniform(0.4, 1.0) * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-        if opening > 0:
-            parts.append(Part((ribbon(rung, half_width),)))
+        parts.append(Part((ribbon(rung, half_width),)))
     return with_used_materials(Figure(tuple(parts)))
 
 

@@ -136,8 +136,8 @@ def draw_camera(clock: np.ndarray, world: np.ndarray, amount: float, rng: np.ran
     return Camera(rotation(roll) * zoom[:, None, None], reach * np.tanh(pan / reach), world / 2)
 
 
-def rotation(turn: np.ndarray) -> np.ndarray:
-    """(T,) radians, clockwise as y points down -> (T, 2, 2)."""
+def rotation(turn: np.ndarray | float) -> np.ndarray:
+    """Radians, clockwise as y points down, any shape -> the same shape and (2, 2)."""
     cos, sin = np.cos(turn), np.sin(turn)
     return np.stack([np.stack([cos, -sin], axis=-1), np.stack([sin, cos], axis=-1)], axis=-2)
 

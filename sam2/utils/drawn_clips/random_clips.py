@@ -47,8 +47,10 @@ def random_clip(
             squeezed to the picture.
         difficulty: 0 for one or two slow objects that stand out, 1 for everything.
         max_objects: 1 to 255.
-        packs: chance, 0 to 1, that another object sits on a labelled one and goes with it, as a rucksack on its wearer.
-        strings: chance, 0 to 1, that thin lines hang on a labelled object or beside it, which are an object as well.
+        packs: chance, 0 to 1, that another thing sits on a labelled actor and goes with it, as a rucksack on its
+            wearer; mostly it is an object of its own.
+        strings: chance, 0 to 1, that a labelled actor has thin lines on it, or that there are some by themselves; they
+            are an object of their own.
 
     Raises:
         ValueError: an argument out of range.
