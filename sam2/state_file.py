@@ -202,13 +202,13 @@ def _carried(masks: Tensor | PackedMask, stored: Sequence[Any]) -> CarriedMask:
 
 
 def _output(output: FrameOutput) -> dict[str, Any]:
-    names = ("pred_masks", "obj_ptr", "object_score_logits", "ious", "maskmem_features")
+    names = ("pred_masks", "obj_ptr", "object_score_logits", "ious", "maskmem_features", "given")
     return {name: _on_cpu(getattr(output, name)) for name in names} | {"region": _plain_region(output.region)}
 
 
 def _restore_output(state: VideoState, stored: Mapping[str, Any]) -> FrameOutput:
     def at(name: str, device: torch.device) -> Any:
-        value = stored[name]
+        value = stored.get(name)  # files of earlier versions have no "given"
         return None if value is None else value.to(device)
 
     memory = at("maskmem_features", state.storage_device)
@@ -216,7 +216,7 @@ def _restore_output(state: VideoState, stored: Mapping[str, Any]) -> FrameOutput
         at("pred_masks", state.storage_device), at("obj_ptr", state.device), at("object_score_logits", state.device),
         ious=at("ious", state.device), maskmem_features=memory,
         maskmem_pos_enc=None if memory is None or state.memory_position is None else [state.memory_position],
-        region=_region(stored.get("region")),
+        region=_region(stored.get("region")), given=at("given", state.device),
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sam2.modeling.memory_bank import MemoryBank, MemoryFrame, Selection, memory_reach
 from sam2.modeling.outputs import FrameFeatures, FrameOutput, FrameRequest, PointInputs
-from sam2.modeling.sam2_base import SAM2Base
+from sam2.modeling.sam2_base import MASK_BIAS, MASK_SCALE, SAM2Base
 from sam2.modeling.search_region import (
     BOX_FACTOR,
     Box,
@@ -38,6 +38,7 @@ from sam2.video_state import ObjectTrack, VideoState, fade
 
 logger = logging.getLogger(__name__)
 
+LEAST_SHOWN = 0.5  # IoU with the answer below which a given mask itself is remembered
 OBJECTS_AT_ONCE = 16  # more gain nothing on a large GPU, and each takes some 100 MB of it at 1024 x 1024
 
 
@@ -130,7 +131,11 @@ class VideoTracker(SAM2Base):
         """
         factor, frame = state.search_factor, state.frame_size
         if factor is None:
-            return self._track_object(state, track, self._seen(state, request, None), None, remember=False)
+            seen = self._seen(state, request, None)
+            output = self._track_object(state, track, seen, None, remember=False)
+            if seen.mask is not None and self.use_mask_input_as_output_without_sam:
+                output.given = self._lost_by_reduction(seen.mask >= 0.5, output)
+            return output
         place = self._place(state, request)
         region = self._first_look(state, request, factor) if place is None else region_around(place, frame, factor)
         output = self._track_object(state, track, self._seen(state, request, region), region, remember=False)
@@ -146,6 +151,16 @@ class VideoTracker(SAM2Base):
         found = request._replace(points=None, previous_logits=None, mask=masks.float())
         near = self._track_object(state, track, self._seen(state, found, region), region, remember=False)
         return dataclasses.replace(output, obj_ptr=near.obj_ptr, region=near.region)
+
+    def _lost_by_reduction(self, given: Tensor, output: FrameOutput) -> Tensor | None:
+        """A mask prompt, bool (B, 1, S, S), of which its own answer shows too little to be remembered by; else None.
+
+        SAM 2 remembers a given mask as its answer shows it, at a quarter of the network's input size, where lines
+        vanish: the object is lost before it was looked for. The others are remembered so for equal masks.
+        """
+        shown = resize_masks(output.pred_masks.to(given.device), (self.image_size, self.image_size)) > 0
+        agreed, either = (given & shown).sum(), (given | shown).sum()
+        return given if agreed < LEAST_SHOWN * either else None
 
     def _first_look(self, state: VideoState, request: FrameRequest, factor: float) -> Region:
         """Where to look for an object whose place is unknown: around a box, else everywhere."""
@@ -201,6 +216,8 @@ class VideoTracker(SAM2Base):
         if region is not None:
             masks = logits_in_region(masks, region, state.frame_size, side)
         masks = resize_masks(masks, (side, side))
+        if output.given is not None:
+            masks, output.given = output.given.to(masks) * MASK_SCALE + MASK_BIAS, None
         with self.autocast():
             features = self._features(state, frame_idx, region)
             write = self.write_by_steps if self.has_own_steps else self.write_memory

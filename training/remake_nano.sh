@@ -8,10 +8,10 @@ usage() {
 Usage: training/remake_nano.sh [FOLDER] [KEY=VALUE...]
 
 Trains checkpoints/sam2.1_hiera_nano.pt again, part after part, each from what the one before it made, into FOLDER
-(default: outputs/remade); the last one's weights are in FOLDER/sixth_part/model.pt. Ctrl-C stops it, and the same
-command goes on where it was stopped. The first part was an earlier program's: its weights are taken from the history,
-so this runs from a full clone. The third part asks for a GPU of 80 GB, the others for two CPU cores that compute in
-bfloat16; FOLDER may be carried from one machine to another.
+(default: outputs/remade); halfway between the last two parts' weights are those of the embedded model, in
+FOLDER/model.pt. Ctrl-C stops it, and the same command goes on where it was stopped. The first part was an earlier
+program's: its weights are taken from the history, so this runs from a full clone. The third part asks for a GPU of
+80 GB, the others for two CPU cores that compute in bfloat16; FOLDER may be carried from one machine to another.
 
 KEY=VALUE  changes every part's recipe. A trial, which wants a FOLDER of its own:
            validation.every=0 "stages=[{steps: 1, frames: 2, clips: 1, lr: 1e-6, lr_end: 1e-6}]"
@@ -68,3 +68,6 @@ part third_part nano.yaml 1 device=cuda
 part fourth_part nano_last.yaml 2 device=cpu
 part fifth_part nano_sizes.yaml 2 device=cpu
 part sixth_part nano_regions.yaml 2 device=cpu
+sixth=$weights
+part seventh_part nano_strings.yaml 2 device=cpu
+python -m training.mix "$sixth" "$weights" --output "$out/model.pt"

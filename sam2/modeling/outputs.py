@@ -146,6 +146,7 @@ class FrameOutput(ReadsAsDict):
     point_inputs: PointInputs | None = None
     mask_inputs: Tensor | None = None  # (B, 1, S, S)
     region: Region | None = None  # the part of the frame that the network saw; None for all of it
+    given: Tensor | None = None  # (B, 1, S, S) bool: a mask prompt, until remembered, of which pred_masks show little
 
     def __setitem__(self, name: str, value: Any) -> None:
         if name not in self.names:

@@ -23,7 +23,7 @@ def minimal(tmp_path: Path) -> Path:
 
 def test_the_shipped_recipes_are_valid():
     own = sorted(RECIPES.glob("nano*.yaml"))
-    assert len(own) == 5 and all(load_recipe(path).stages for path in own)
+    assert len(own) == 6 and all(load_recipe(path).stages for path in own)
     finetune = load_recipe(RECIPES / "finetune.yaml", ["data.0.root=somewhere"])
     assert finetune.stages[0].steps == 200
     assert finetune.validation.source is not None and finetune.validation.source.root == "somewhere"
