@@ -94,7 +94,7 @@ def draw_rope(rng: np.random.Generator) -> Figure:
 
 def draw_strings(half_width: float, rng: np.random.Generator) -> Figure:
     """Lines of one width from the origin, some 1 long: a leash, a bundle of cords, a fan of them, a tangle, a web."""
-    count = int(rng.choice([1, rng.integers(2, 5), rng.integers(5, 15)], p=[0.35, 0.3, 0.35]))
+    count = int(rng.choice([1, int(rng.integers(2, 5)), int(rng.integers(5, 15))], p=[0.35, 0.3, 0.35]))
     opening = rng.choice([0.0, rng.uniform(0.1, 1.5), 2 * np.pi], p=[0.2, 0.65, 0.15])
     slack = rng.uniform(0, 0.35)
     along = np.linspace(0, 1, 20)
