@@ -133,7 +133,8 @@ class VideoTracker(SAM2Base):
         if factor is None:
             seen = self._seen(state, request, None)
             output = self._track_object(state, track, seen, None, remember=False)
-            if seen.mask is not None and self.use_mask_input_as_output_without_sam:
+            plain = self.use_mask_input_as_output_without_sam and not self.has_own_steps
+            if seen.mask is not None and plain:
                 output.given = self._lost_by_reduction(seen.mask >= 0.5, output)
             return output
         place = self._place(state, request)
@@ -153,10 +154,10 @@ class VideoTracker(SAM2Base):
         return dataclasses.replace(output, obj_ptr=near.obj_ptr, region=near.region)
 
     def _lost_by_reduction(self, given: Tensor, output: FrameOutput) -> Tensor | None:
-        """A mask prompt, bool (B, 1, S, S), of which its own answer shows too little to be remembered by; else None.
+        """A mask prompt, bool (B, 1, S, S), that its own answer shows too badly to be remembered by; else None.
 
         SAM 2 remembers a given mask as its answer shows it, at a quarter of the network's input size, where lines
-        vanish: the object is lost before it was looked for. The others are remembered so for equal masks.
+        vanish: the object is lost before it was looked for. All others are remembered so, for SAM 2's masks.
         """
         shown = resize_masks(output.pred_masks.to(given.device), (self.image_size, self.image_size)) > 0
         agreed, either = (given & shown).sum(), (given | shown).sum()
@@ -206,7 +207,7 @@ class VideoTracker(SAM2Base):
             track.propagated.pop(frame_idx, None)
 
     def _write_prompted_memory(self, state: VideoState, frame_idx: int, output: FrameOutput) -> None:
-        # parity: mask prompts enter memory as clicks do.
+        # parity: mask prompts enter memory as clicks do, as they are shown; but see `_lost_by_reduction`.
         self._write_shown_memory(state, frame_idx, output, from_points=True)
 
     def _write_shown_memory(self, state: VideoState, frame_idx: int, output: FrameOutput, from_points: bool) -> None:
@@ -217,12 +218,13 @@ class VideoTracker(SAM2Base):
             masks = logits_in_region(masks, region, state.frame_size, side)
         masks = resize_masks(masks, (side, side))
         if output.given is not None:
-            masks, output.given = output.given.to(masks) * MASK_SCALE + MASK_BIAS, None
+            masks = output.given.to(masks) * MASK_SCALE + MASK_BIAS
         with self.autocast():
             features = self._features(state, frame_idx, region)
             write = self.write_by_steps if self.has_own_steps else self.write_memory
             memory = write(features, masks, output.object_score_logits, from_points=from_points)
         _keep_memory(state, [output], memory.features, memory.position)
+        output.given = None
 
     def _forget_around_prompt(self, track: ObjectTrack, frame_idx: int) -> None:
         if self.clear_non_cond_mem_around_input:

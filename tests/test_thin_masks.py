@@ -101,6 +101,38 @@ def test_a_session_saved_before_it_was_remembered_goes_on_with_it(predictor, rop
     assert all(torch.equal(loaded[t], whole[t]) for t in range(LENGTH))
 
 
+def test_an_answer_that_is_set_by_hand_is_remembered_as_it_is(predictor, ropes):
+    side = (predictor.image_size, predictor.image_size)
+    state = session(predictor, ropes)
+    pending = state["temp_output_dict_per_obj"][0]["cond_frame_outputs"][0]
+    pending["pred_masks"] = edited = torch.where(pending["pred_masks"] > -9, 10.0, -10.0)
+    next(iter(predictor.propagate_in_video(state, progress=False)))
+    memory = state.objects[1].prompted[0].maskmem_features
+    torch.testing.assert_close(memory, remembered(predictor, state, resize_masks(edited, side)).to(memory))
+
+
+def test_a_write_that_failed_is_made_up_for(predictor, ropes, monkeypatch):
+    whole = track(predictor, session(predictor, ropes))
+    state = session(predictor, ropes)
+    with monkeypatch.context() as broken:
+        broken.setattr(predictor, "write_memory", lambda *args, **options: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            track(predictor, state)
+    again = track(predictor, state)
+    assert all(torch.equal(again[t], whole[t]) for t in range(LENGTH))
+
+
+def test_a_subclass_that_answers_masks_by_itself_is_believed(ropes):
+    class Mine(type(build_sam2_video_predictor(device="cpu"))):
+        def _use_mask_as_output(self, *args):
+            return super()._use_mask_as_output(*args)
+
+    predictor = build_sam2_video_predictor(device="cpu")
+    predictor.__class__ = Mine
+    assert predictor.has_own_steps
+    assert session(predictor, ropes).objects[1].pending_prompted[0].given is None
+
+
 def test_an_empty_mask_and_a_drawn_object_are_remembered_as_ever(predictor):
     clip = draw_clip(2, 240, 320, num_objects=2, seed=3)
     state = session(predictor, clip, obj_ids=(1, 2))

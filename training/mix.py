@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         before, after = read_state_dict(args.before), read_state_dict(args.after)
         half = all(value.dtype == torch.float16 for value in after.values() if value.is_floating_point())
         save_weights(args.output, mix(before, after, args.share), half=half)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise SystemExit(f"error: {error}") from error
 
 

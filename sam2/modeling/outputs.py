@@ -146,12 +146,14 @@ class FrameOutput(ReadsAsDict):
     point_inputs: PointInputs | None = None
     mask_inputs: Tensor | None = None  # (B, 1, S, S)
     region: Region | None = None  # the part of the frame that the network saw; None for all of it
-    given: Tensor | None = None  # (B, 1, S, S) bool: a mask prompt, until remembered, of which pred_masks show little
+    given: Tensor | None = None  # (B, 1, S, S) bool: a mask prompt, until remembered, that pred_masks show badly
 
     def __setitem__(self, name: str, value: Any) -> None:
         if name not in self.names:
             raise KeyError(name)
         setattr(self, name, value)
+        if name in ("pred_masks", "maskmem_features"):  # whoever sets them wants them remembered
+            self.given = None
 
 
 class EncodedMemory(NamedTuple):

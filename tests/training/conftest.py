@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
+import torch
 
 from sam2.build_sam import build_sam2, packaged_file
 from sam2.modeling.sam2_base import SAM2Base
@@ -21,6 +24,19 @@ def network() -> SAM2Base:
         "nano", packaged_file("checkpoints/sam2.1_hiera_nano.pt"), device="cpu", mode="train",
         apply_postprocessing=False, hydra_overrides_extra=OVERRIDES,
     )  # fmt: skip
+
+
+@pytest.fixture
+def untrained() -> Callable[[int], SAM2Base]:
+    """Networks like the embedded model that have learned nothing, by seed."""
+
+    def build(seed: int) -> SAM2Base:
+        torch.manual_seed(seed)
+        return build_sam2(
+            "nano", None, device="cpu", mode="train", apply_postprocessing=False, hydra_overrides_extra=OVERRIDES
+        )
+
+    return build
 
 
 @pytest.fixture
