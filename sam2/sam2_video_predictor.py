@@ -300,8 +300,8 @@ class SAM2VideoPredictor(UpstreamHooks):
         Args:
             mask: (height, width) of the video, or (S, S) of the network's input; non-zero is the object. One so small
                 that nothing of it is left at the network's size is logged as a warning. One so thin that its answer, at
-                a quarter of that size, has an IoU with it below 0.5 is remembered as it was given, not as it is shown,
-                but for search regions.
+                a quarter of that size, has an IoU with it below 0.5 is remembered as it was given, not as it is shown;
+                with search regions, every mask is shown and remembered as it was given.
 
         Returns, Raises: as `add_new_points_or_box`.
         """

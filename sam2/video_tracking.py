@@ -131,15 +131,10 @@ class VideoTracker(SAM2Base):
         """
         factor, frame = state.search_factor, state.frame_size
         if factor is None:
-            seen = self._seen(state, request, None)
-            output = self._track_object(state, track, seen, None, remember=False)
-            plain = self.use_mask_input_as_output_without_sam and not self.has_own_steps
-            if seen.mask is not None and plain:
-                output.given = self._lost_by_reduction(seen.mask >= 0.5, output)
-            return output
+            return self._answer(state, track, request, None)
         place = self._place(state, request)
         region = self._first_look(state, request, factor) if place is None else region_around(place, frame, factor)
-        output = self._track_object(state, track, self._seen(state, request, region), region, remember=False)
+        output = self._answer(state, track, request, region)
         if place is not None or request.points is None:
             return output
         # It is remembered as it looks in its own region, as the frames that are tracked will be. That is no place to
@@ -150,18 +145,30 @@ class VideoTracker(SAM2Base):
             return output
         region = region_around(place, frame, factor)
         found = request._replace(points=None, previous_logits=None, mask=masks.float())
-        near = self._track_object(state, track, self._seen(state, found, region), region, remember=False)
+        near = self._answer(state, track, found, region)
         return dataclasses.replace(output, obj_ptr=near.obj_ptr, region=near.region)
 
-    def _lost_by_reduction(self, given: Tensor, output: FrameOutput) -> Tensor | None:
-        """A mask prompt, bool (B, 1, S, S), that its own answer shows too badly to be remembered by; else None.
+    def _answer(
+        self, state: VideoState, track: ObjectTrack, request: FrameRequest, region: Region | None
+    ) -> FrameOutput:
+        """Segment one object under its prompt.
 
-        SAM 2 remembers a given mask as its answer shows it, at a quarter of the network's input size, where lines
-        vanish: the object is lost before it was looked for. All others are remembered so, for SAM 2's masks.
+        Args:
+            request: in terms of the whole frame.
+            region: what the network sees; None for the whole frame.
         """
-        shown = resize_masks(output.pred_masks.to(given.device), (self.image_size, self.image_size)) > 0
-        agreed, either = (given & shown).sum(), (given | shown).sum()
-        return given if agreed < LEAST_SHOWN * either else None
+        seen = self._seen(state, request, region)
+        output = self._track_object(state, track, seen, region, remember=False)
+        plain = self.use_mask_input_as_output_without_sam and not self.has_own_steps
+        if request.mask is None or seen.mask is None or not plain:
+            return output
+        given = seen.mask >= 0.5
+        if region is not None:
+            # SAM 2 has no answers in regions to be equal to: a given mask is shown and remembered as it is.
+            output.given, output.pred_masks = given, shown_as_given(request.mask, state.mask_side).to(output.pred_masks)
+        elif is_lost(given, self._shown_to_memory(state, output) > 0):
+            output.given = given
+        return output
 
     def _first_look(self, state: VideoState, request: FrameRequest, factor: float) -> Region:
         """Where to look for an object whose place is unknown: around a box, else everywhere."""
@@ -207,24 +214,27 @@ class VideoTracker(SAM2Base):
             track.propagated.pop(frame_idx, None)
 
     def _write_prompted_memory(self, state: VideoState, frame_idx: int, output: FrameOutput) -> None:
-        # parity: mask prompts enter memory as clicks do, as they are shown; but see `_lost_by_reduction`.
+        # parity: mask prompts enter memory as clicks do, as they are shown; but see `is_lost`.
         self._write_shown_memory(state, frame_idx, output, from_points=True)
 
     def _write_shown_memory(self, state: VideoState, frame_idx: int, output: FrameOutput, from_points: bool) -> None:
         """Write the memory of a frame whose low-res masks are known."""
-        side, region = self.image_size, output.region
-        masks = output.pred_masks.to(state.device)
-        if region is not None:
-            masks = logits_in_region(masks, region, state.frame_size, side)
-        masks = resize_masks(masks, (side, side))
+        masks = self._shown_to_memory(state, output)
         if output.given is not None:
             masks = output.given.to(masks) * MASK_SCALE + MASK_BIAS
         with self.autocast():
-            features = self._features(state, frame_idx, region)
+            features = self._features(state, frame_idx, output.region)
             write = self.write_by_steps if self.has_own_steps else self.write_memory
             memory = write(features, masks, output.object_score_logits, from_points=from_points)
         _keep_memory(state, [output], memory.features, memory.position)
         output.given = None
+
+    def _shown_to_memory(self, state: VideoState, output: FrameOutput) -> Tensor:
+        """What was found, as logits (B, 1, S, S) over the part of the frame that the network saw."""
+        side, masks = self.image_size, output.pred_masks.to(state.device)
+        if output.region is not None:
+            masks = logits_in_region(masks, output.region, state.frame_size, side)
+        return resize_masks(masks, (side, side))
 
     def _forget_around_prompt(self, track: ObjectTrack, frame_idx: int) -> None:
         if self.clear_non_cond_mem_around_input:
@@ -438,6 +448,21 @@ def resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
     if masks.shape[-2:] == size:
         return masks
     return F.interpolate(masks, size, mode="bilinear", align_corners=False)
+
+
+def is_lost(given: Tensor, shown: Tensor) -> bool:
+    """Whether a mask prompt is shown too badly by its own answer, both bool (B, 1, S, S), to be remembered by that.
+
+    SAM 2 remembers a given mask as its answer shows it, at a quarter of the network's input size, where lines vanish:
+    the object is lost before it was looked for. All others are remembered so, for SAM 2's masks.
+    """
+    return bool((given & shown).sum() < LEAST_SHOWN * (given | shown).sum())
+
+
+def shown_as_given(mask: Tensor, side: int) -> Tensor:
+    """A given mask (1, 1, any, any) as logits (1, 1, side, side) that keep, enlarged again, its outline."""
+    share = F.interpolate(mask.float(), (side, side), mode="bilinear", align_corners=False, antialias=True)
+    return share * MASK_SCALE + MASK_BIAS
 
 
 class JoinedFrame(NamedTuple):

@@ -11,6 +11,7 @@ from sessions import session, track
 from sam2 import video_tracking
 from sam2.build_sam import build_sam2_video_predictor
 from sam2.frame_skipping import SkipOptions
+from sam2.modeling.search_region import logits_in_region
 from sam2.utils.drawn_clips import draw_clip
 from sam2.utils.prompts import resize_mask
 from sam2.video_tracking import resize_masks
@@ -44,13 +45,13 @@ def model():
 def predictor(model):
     model.skipping = SkipOptions(0)
     yield model
-    model.skipping = SkipOptions()
+    model.skipping, model.search_factor = SkipOptions(), None
 
 
-def remembered(predictor, state, masks):
+def remembered(predictor, state, masks, region=None):
     """The memory map of an object of these masks, logits at the network's input size, on the first frame."""
     with torch.inference_mode(), predictor.autocast():
-        features = predictor._features(state, 0, None)
+        features = predictor._features(state, 0, region)
         return predictor.write_memory(features, masks, torch.full((1, 1), 10.0), from_points=True).features
 
 
@@ -92,6 +93,34 @@ def test_memory_has_a_thin_mask_as_given_and_any_other_as_its_answer_shows_it(pr
         torch.testing.assert_close(memory.maskmem_features.float(), expected.to(memory.maskmem_features).float())
         other = remembered(predictor, state, answered if is_thin else exact)
         assert not torch.allclose(memory.maskmem_features.float(), other.float(), atol=1e-2)
+
+
+def test_in_a_region_ropes_are_shown_as_given_and_followed(predictor, ropes):
+    predictor.search_factor = 1.25
+    shown = track(predictor, session(predictor, ropes))
+    given, first = ropes.labels[0] == 1, shown[0][0, 0].numpy() > 0
+    assert (given & first).sum() > 0.75 * (given | first).sum()
+    for t in (1, 3, 5):
+        right, complete = near(shown[t][0, 0].numpy() > 0, ropes.labels[t] == 1)
+        assert right > 0.9 and complete > 0.9
+
+
+def test_in_a_region_memory_has_every_mask_as_given(predictor, ropes):
+    predictor.search_factor, side = 1.25, predictor.image_size
+    label = np.zeros((HEIGHT, WIDTH), np.uint8)
+    cv2.circle(label, (300, 200), 40, 1, -1)
+    clip = SimpleNamespace(frames=ropes.frames, labels=[label])
+    state = session(predictor, clip)
+    next(iter(predictor.propagate_in_video(state, progress=False)))
+    memory = state.objects[1].prompted[0]
+    assert memory.given is None  # it is not kept any longer
+    cut = torch.from_numpy(label[memory.region.rows, memory.region.columns]).float()[None, None]
+    exact = resize_mask(cut, (side, side)) * 20 - 10
+    expected = remembered(predictor, state, exact, memory.region)
+    torch.testing.assert_close(memory.maskmem_features.float(), expected.to(memory.maskmem_features).float())
+    answered = logits_in_region(memory.pred_masks, memory.region, state.frame_size, side)
+    other = remembered(predictor, state, answered, memory.region)
+    assert not torch.allclose(memory.maskmem_features.float(), other.float(), atol=1e-2)
 
 
 def test_a_session_saved_before_it_was_remembered_goes_on_with_it(predictor, ropes, tmp_path):

@@ -435,7 +435,7 @@ def test_a_mask_of_which_nothing_is_kept_is_warned_about(predictor, clip, caplog
     mask[100:106, 100:106] = True
     _, _, logits = predictor.add_new_mask(predictor.init_state(list(clip.frames)), 0, 1, mask)
     assert (logits > 0).any() and "is empty" not in caplog.text
-    mask[102:106] = False  # two rows: enough for the network's input, not for the masks that are kept
+    mask[101:106] = mask[:, 101:106] = False  # one pixel: enough for the network's input, not for what is kept
     _, _, logits = predictor.add_new_mask(predictor.init_state(list(clip.frames)), 0, 1, mask)
     assert not (logits > 0).any() and "is empty once it is reduced" in caplog.text
 

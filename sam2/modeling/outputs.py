@@ -146,7 +146,7 @@ class FrameOutput(ReadsAsDict):
     point_inputs: PointInputs | None = None
     mask_inputs: Tensor | None = None  # (B, 1, S, S)
     region: Region | None = None  # the part of the frame that the network saw; None for all of it
-    given: Tensor | None = None  # (B, 1, S, S) bool: a mask prompt, until remembered, that pred_masks show badly
+    given: Tensor | None = None  # (B, 1, S, S) bool: a mask prompt that is remembered as it is, until then
 
     def __setitem__(self, name: str, value: Any) -> None:
         if name not in self.names:
