@@ -301,7 +301,7 @@ class SAM2VideoPredictor(UpstreamHooks):
             mask: (height, width) of the video, or (S, S) of the network's input; non-zero is the object. One so small
                 that nothing of it is left at the network's size is logged as a warning. One so thin that its answer, at
                 a quarter of that size, has an IoU with it below 0.5 is remembered as it was given, not as it is shown;
-                with search regions, every mask is shown and remembered as it was given.
+                with search regions every mask is, and shown as S x S pixels of the frame have it.
 
         Returns, Raises: as `add_new_points_or_box`.
         """
@@ -314,9 +314,11 @@ class SAM2VideoPredictor(UpstreamHooks):
         answer = self._answer_prompt(state, track, frame_idx, seen, self._is_prompted_frame(state, track, frame_idx))
         kept = prompt if state.search_factor is None else answer.pred_masks > 0
         if (given >= 0.5).any() and not kept.any():
+            is_there = bool((answer.object_score_logits > 0).any())
             logger.warning(
-                "the mask of obj_id %r on frame %d is empty once it is reduced to the network's %d x %d pixels: the "
-                "object counts as absent there", obj_id, frame_idx, *square,
+                "the mask of obj_id %r on frame %d is empty once it is reduced to the network's %d x %d pixels: %s",
+                obj_id, frame_idx, *square,
+                "it is remembered, but not shown" if is_there else "the object counts as absent there",
             )  # fmt: skip
         track.masks[frame_idx] = prompt
         track.points.pop(frame_idx, None)

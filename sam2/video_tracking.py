@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sam2.modeling.memory_bank import MemoryBank, MemoryFrame, Selection, memory_reach
 from sam2.modeling.outputs import FrameFeatures, FrameOutput, FrameRequest, PointInputs
-from sam2.modeling.sam2_base import MASK_BIAS, MASK_SCALE, SAM2Base
+from sam2.modeling.sam2_base import MASK_BIAS, MASK_SCALE, SAM2Base, resize_smoothly
 from sam2.modeling.search_region import (
     BOX_FACTOR,
     Box,
@@ -38,7 +38,8 @@ from sam2.video_state import ObjectTrack, VideoState, fade
 
 logger = logging.getLogger(__name__)
 
-LEAST_SHOWN = 0.5  # IoU with the answer below which a given mask itself is remembered
+LEAST_SHOWN = 0.5  # IoU with the answer below which a given mask itself is remembered, in whole frames
+HALF_COVERED = 1e-3  # logit of a pixel of which half is the object: it is, as in what is remembered
 OBJECTS_AT_ONCE = 16  # more gain nothing on a large GPU, and each takes some 100 MB of it at 1024 x 1024
 
 
@@ -145,7 +146,7 @@ class VideoTracker(SAM2Base):
             return output
         region = region_around(place, frame, factor)
         found = request._replace(points=None, previous_logits=None, mask=masks.float())
-        near = self._answer(state, track, found, region)
+        near = self._track_object(state, track, self._seen(state, found, region), region, remember=False)
         return dataclasses.replace(output, obj_ptr=near.obj_ptr, region=near.region)
 
     def _answer(
@@ -164,8 +165,9 @@ class VideoTracker(SAM2Base):
             return output
         given = seen.mask >= 0.5
         if region is not None:
-            # SAM 2 has no answers in regions to be equal to: a given mask is shown and remembered as it is.
-            output.given, output.pred_masks = given, shown_as_given(request.mask, state.mask_side).to(output.pred_masks)
+            # SAM 2 has no answers in regions to be equal to: a given mask is remembered as it is, and shown so.
+            output.given = given
+            output.pred_masks = shown_as_given(request.mask, state.mask_side).to(output.pred_masks)
         elif is_lost(given, self._shown_to_memory(state, output) > 0):
             output.given = given
         return output
@@ -196,7 +198,8 @@ class VideoTracker(SAM2Base):
             if region != Region.whole(frame):
                 mask = None if mask is None else mask_in_region(mask, region, frame)
                 points = None if points is None else points_in_region(points, region, frame, side)
-            previous = None if previous is None else logits_in_region(previous, region, frame, side // 4)
+            # At the network's size: the decoder shrinks it without losing lines, as sampling it here would.
+            previous = None if previous is None else logits_in_region(previous, region, frame, side)
         mask = None if mask is None else resize_mask(mask, (side, side))
         return request._replace(mask=mask, points=points, previous_logits=previous)
 
@@ -214,7 +217,7 @@ class VideoTracker(SAM2Base):
             track.propagated.pop(frame_idx, None)
 
     def _write_prompted_memory(self, state: VideoState, frame_idx: int, output: FrameOutput) -> None:
-        # parity: mask prompts enter memory as clicks do, as they are shown; but see `is_lost`.
+        # parity: mask prompts enter memory as clicks do, as they are shown, but for those that `_answer` sets apart.
         self._write_shown_memory(state, frame_idx, output, from_points=True)
 
     def _write_shown_memory(self, state: VideoState, frame_idx: int, output: FrameOutput, from_points: bool) -> None:
@@ -461,8 +464,8 @@ def is_lost(given: Tensor, shown: Tensor) -> bool:
 
 def shown_as_given(mask: Tensor, side: int) -> Tensor:
     """A given mask (1, 1, any, any) as logits (1, 1, side, side) that keep, enlarged again, its outline."""
-    share = F.interpolate(mask.float(), (side, side), mode="bilinear", align_corners=False, antialias=True)
-    return share * MASK_SCALE + MASK_BIAS
+    share = resize_smoothly(mask.float(), (side, side)).clamp(0, 1)
+    return share * MASK_SCALE + (MASK_BIAS + HALF_COVERED)
 
 
 class JoinedFrame(NamedTuple):

@@ -1,4 +1,5 @@
-"""Given masks whose answer, at a quarter of the size that the network sees, shows too little to be remembered by."""
+"""Given masks that are remembered as they are: in whole frames those whose answer, at a quarter of the size that the
+network sees, shows too little to be remembered by; in search regions all, which are shown as they are, too."""
 
 from types import SimpleNamespace
 
@@ -6,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from sessions import session, track
 
 from sam2 import video_tracking
@@ -14,7 +16,7 @@ from sam2.frame_skipping import SkipOptions
 from sam2.modeling.search_region import logits_in_region
 from sam2.utils.drawn_clips import draw_clip
 from sam2.utils.prompts import resize_mask
-from sam2.video_tracking import resize_masks
+from sam2.video_tracking import resize_masks, shown_as_given
 
 HEIGHT, WIDTH, LENGTH = 480, 854, 6
 
@@ -123,21 +125,39 @@ def test_in_a_region_memory_has_every_mask_as_given(predictor, ropes):
     assert not torch.allclose(memory.maskmem_features.float(), other.float(), atol=1e-2)
 
 
-def test_a_session_saved_before_it_was_remembered_goes_on_with_it(predictor, ropes, tmp_path):
+@pytest.mark.parametrize("left", [100, 101])
+def test_a_line_is_shown_wherever_it_lies_on_the_networks_pixels(left):
+    line = torch.zeros(1, 1, 8, 704)
+    line[..., left : left + 2] = 1  # on a frame twice as wide as the network's input: half of two pixels, or all of one
+    shown = F.interpolate(shown_as_given(line, 352), line.shape[-2:], mode="bilinear", align_corners=False) > 0
+    assert torch.equal(shown, line > 0)
+
+
+def test_shares_above_one_count_as_one():
+    assert shown_as_given(torch.full((1, 1, 4, 4), 255.0), 4).max() < 11
+
+
+@pytest.mark.parametrize("factor", [None, 1.25])
+def test_a_session_saved_before_it_was_remembered_goes_on_with_it(predictor, ropes, tmp_path, factor):
+    predictor.search_factor = factor
     whole = track(predictor, session(predictor, ropes))
     predictor.save(session(predictor, ropes), tmp_path / "session.pt")
     loaded = track(predictor, predictor.load(tmp_path / "session.pt", ropes.frames))
     assert all(torch.equal(loaded[t], whole[t]) for t in range(LENGTH))
 
 
-def test_an_answer_that_is_set_by_hand_is_remembered_as_it_is(predictor, ropes):
-    side = (predictor.image_size, predictor.image_size)
+@pytest.mark.parametrize("factor", [None, 1.25])
+def test_an_answer_that_is_set_by_hand_is_remembered_as_it_is(predictor, ropes, factor):
+    predictor.search_factor, side = factor, predictor.image_size
     state = session(predictor, ropes)
     pending = state["temp_output_dict_per_obj"][0]["cond_frame_outputs"][0]
     pending["pred_masks"] = edited = torch.where(pending["pred_masks"] > -9, 10.0, -10.0)
     next(iter(predictor.propagate_in_video(state, progress=False)))
-    memory = state.objects[1].prompted[0].maskmem_features
-    torch.testing.assert_close(memory, remembered(predictor, state, resize_masks(edited, side)).to(memory))
+    output = state.objects[1].prompted[0]
+    memory, region = output.maskmem_features, output.region
+    masks = edited if region is None else logits_in_region(edited, region, state.frame_size, side)
+    expected = remembered(predictor, state, resize_masks(masks, (side, side)), region)
+    torch.testing.assert_close(memory, expected.to(memory))
 
 
 def test_a_write_that_failed_is_made_up_for(predictor, ropes, monkeypatch):

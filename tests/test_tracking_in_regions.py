@@ -22,6 +22,7 @@ from sam2.modeling.search_region import (
 )
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 from sam2.utils.drawn_clips import draw_clip
+from sam2.utils.prompts import resize_mask
 from sam2.video_propagation import known_result
 from sam2.video_state import ObjectTrack
 
@@ -384,7 +385,49 @@ def test_what_a_click_refines_is_cut_to_the_region(predictor, clip):
     state, region = predictor.init_state(list(clip.frames)), Region(40, 40, 100, 100)
     logits = torch.randn(1, 1, 128, 128, generator=torch.Generator().manual_seed(0))
     seen = predictor._seen(state, FrameRequest(0, 1, previous_logits=logits), region).previous_logits
-    torch.testing.assert_close(seen, logits_in_region(logits, region, state.frame_size, 32))
+    torch.testing.assert_close(seen, logits_in_region(logits, region, state.frame_size, 128))
+
+
+def test_a_click_refines_a_line_alike_wherever_it_lies(predictor):
+    """A line two pixels wide is as strong in what the decoder gets at any place within the decoder's own pixels."""
+    got = []
+    hook = predictor.sam_prompt_encoder.register_forward_pre_hook(
+        lambda _, args, kwargs: got.append(kwargs["masks"]), with_kwargs=True
+    )
+    with hook:
+        for left in range(60, 64):
+            mask = np.zeros((128, 128), bool)
+            mask[20:100, left : left + 2] = True
+            state = predictor.init_state([np.zeros((128, 128, 3), np.uint8)])
+            predictor.add_new_mask(state, 0, 1, mask)
+            got.clear()
+            predictor.add_new_points_or_box(state, 0, 1, points=[[62, 60]], labels=[1])
+            (refined,) = (masks for masks in got if masks is not None and (masks < 0).any())
+            assert refined.shape[-2:] == (32, 32)
+            assert (refined[0, 0, 15] + 10).sum() == pytest.approx(20 * 2 / 4, rel=0.02)
+
+
+def test_a_correction_by_a_mask_is_shown_and_remembered_as_given(predictor, clip):
+    state = session(predictor, clip, [1])
+    track(predictor, state)
+    mask = clip.labels[6] == 2  # another object: nothing that tracking may have found by itself
+    _, _, logits = predictor.add_new_mask(state, 6, 1, mask)
+    assert overlap(logits[0, 0], mask) > 0.95
+    pending = state.track(1).pending_propagated[6]
+    cut = torch.from_numpy(mask[pending.region.rows, pending.region.columns]).float()[None, None]
+    assert torch.equal(pending.given, resize_mask(cut, (128, 128)) > 0)
+
+
+def test_a_mask_of_the_networks_size_is_shown_and_remembered_as_given(predictor, clip):
+    mask = np.zeros((128, 128), bool)
+    mask[30:60, 70:110] = True
+    state = predictor.init_state(list(clip.frames))
+    _, _, logits = predictor.add_new_mask(state, 0, 1, mask)
+    whole = resize_mask(torch.from_numpy(mask).float()[None, None], (HEIGHT, WIDTH))
+    assert overlap(logits[0, 0], whole[0, 0].numpy() > 0) > 0.95
+    pending = state.track(1).pending_prompted[0]
+    inside = logits_in_region(whole * 20 - 10, pending.region, state.frame_size, 128) > 0
+    assert overlap(pending.given, inside.numpy()) > 0.95
 
 
 def test_a_correction_of_a_skipped_frame_has_a_region_of_its_own(predictor):
@@ -438,6 +481,7 @@ def test_a_mask_of_which_nothing_is_kept_is_warned_about(predictor, clip, caplog
     mask[101:106] = mask[:, 101:106] = False  # one pixel: enough for the network's input, not for what is kept
     _, _, logits = predictor.add_new_mask(predictor.init_state(list(clip.frames)), 0, 1, mask)
     assert not (logits > 0).any() and "is empty once it is reduced" in caplog.text
+    assert "it is remembered, but not shown" in caplog.text and "absent" not in caplog.text
 
 
 @pytest.mark.parametrize("factor", [0.9, 0, -1, math.inf, math.nan, "2", True])

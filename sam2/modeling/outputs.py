@@ -77,7 +77,7 @@ class FrameRequest(NamedTuple):
     reads_memory: bool = True  # False on the frame an object is first prompted on: there is nothing to remember yet
     points: PointInputs | None = None
     mask: Tensor | None = None  # (B, 1, S, S), 0 or 1
-    previous_logits: Tensor | None = None  # (B, 1, 4h, 4w), the answer that the points refine
+    previous_logits: Tensor | None = None  # (B, 1, 4h, 4w), or S x S in regions: the answer that the points refine
 
 
 class ReadsAsDict(Mapping[str, Any]):
@@ -152,7 +152,7 @@ class FrameOutput(ReadsAsDict):
         if name not in self.names:
             raise KeyError(name)
         setattr(self, name, value)
-        if name in ("pred_masks", "maskmem_features"):  # whoever sets them wants them remembered
+        if name in ("pred_masks", "maskmem_features"):  # who sets them (not: edits them in place) wants them remembered
             self.given = None
 
 

@@ -352,7 +352,7 @@ class SAM2Base(UpstreamSteps):
             point_inputs = PointInputs(nowhere, torch.full((batch, 1), PADDING, dtype=torch.int32, device=device))
         size = self.sam_prompt_encoder.mask_input_size
         if mask_inputs is not None and mask_inputs.shape[-2:] != size:
-            mask_inputs = _shrink(mask_inputs.float(), size)
+            mask_inputs = resize_smoothly(mask_inputs.float(), size)
         sparse, dense = self.sam_prompt_encoder(points=tuple(point_inputs), boxes=None, masks=mask_inputs)
         masks, ious, tokens, scores = self.sam_mask_decoder(
             image_embeddings=backbone_features, image_pe=self.sam_prompt_encoder.get_dense_pe(),
@@ -390,7 +390,7 @@ class SAM2Base(UpstreamSteps):
         """Answer a given mask (B, 1, S, S) with itself; the decoder only contributes the object pointer."""
         mask = mask.float()
         logits = mask * MASK_SCALE + MASK_BIAS
-        low_res = _shrink(logits, (logits.shape[-2] // 4, logits.shape[-1] // 4))
+        low_res = resize_smoothly(logits, (logits.shape[-2] // 4, logits.shape[-1] // 4))
         if self.use_obj_ptrs_in_encoder:
             prompt = {
                 "backbone_features": features.top, "mask_inputs": self.mask_downsample(mask),
@@ -468,6 +468,6 @@ class SAM2Base(UpstreamSteps):
         return output
 
 
-def _shrink(x: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_smoothly(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize (B, 1, H, W) smoothly, without aliasing."""
     return F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
